@@ -11,7 +11,8 @@ import contextlib
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -22,6 +23,8 @@ from ebmvk.cli import app as program
 from ebmvk.cli import help_page
 from ebmvk.cli.commands import COMMANDS
 from ebmvk.cli.help_page import Entry
+from ebmvk.compute import primitives
+from ebmvk.compute.supported import DECOMPOSED
 from ebmvk.config import schema
 from ebmvk.config.models import MODELS
 from ebmvk.config.sizes import derive
@@ -190,11 +193,34 @@ def layers() -> Iterator[str]:
         yield f"| {said} | {'CPU' if why else 'Vulkan device'} | {_prose(why or '')} |"
 
 
+def torch_operations() -> Iterator[str]:
+    """A table for each kind of operation that a compiled training step may use."""
+    kinds: dict[str, dict[tuple[tuple[str, ...], str], list[str]]] = {}
+    for name, entry in primitives.load().items():
+        told = sys.modules[entry.lowering.__module__].__doc__ or ""
+        kind = re.split(r"\.| \(", told, maxsplit=1)[0]  # its first sentence
+        kinds.setdefault(kind, {}).setdefault((entry.dtypes, entry.limits), []).append(name)
+    for kind, rows in kinds.items():
+        yield f"**{_prose(kind)}**\n"
+        yield "| operation | types | limits |\n|---|---|---|"
+        for (dtypes, limits), names in rows.items():
+            yield f"| {_packets(names)} | {', '.join(dtypes)} | {_prose(limits)} |"
+        yield ""
+    yield "**Operations that are taken apart into those above**\n"
+    yield _packets(name for name in DECOMPOSED if "backward" not in name) + "\n"
+
+
+def _packets(names: Iterable[str]) -> str:
+    """Operations of torch without their overloads."""
+    return ", ".join(f"`{name}`" for name in sorted({name.rpartition(".")[0] for name in names}))
+
+
 PARTS = {
     "commands": commands,
     "settings": settings,
     "errors": error_classes,
     "rooms": rooms,
     "operations": operations,
+    "torch-operations": torch_operations,
     "layers": layers,
 }

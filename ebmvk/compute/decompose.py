@@ -15,6 +15,8 @@ import torch
 from torch._decomp import core_aten_decompositions, decomposition_table
 
 from ebmvk.compute import primitives
+from ebmvk.compute.convolutions import CONVOLUTIONS
+from ebmvk.compute.formulas import FORMULAS
 from ebmvk.engine import library
 
 aten = torch.ops.aten
@@ -28,6 +30,14 @@ _FOREACH = (
     "maximum", "minimum", "mul", "neg", "norm", "pow", "reciprocal", "round", "rsqrt", "sigmoid", "sign", "sin", "sinh",
     "sqrt", "sub", "tan", "tanh", "trunc", "zero",
 )  # fmt: skip
+
+
+_CHANGES = (
+    aten.native_batch_norm.default,
+    aten._native_batch_norm_legit.default,
+    aten._batch_norm_with_update.default,
+)
+"""Operations that update running means."""
 
 
 def _clamp_min(x: torch.Tensor, y: Any) -> torch.Tensor:
@@ -93,8 +103,11 @@ def _each(name: str, *, changes: bool) -> Callable[..., Any]:
 
 
 def lists() -> Table:
-    """Decompositions of `torch._foreach_*` into the operation on each tensor."""
-    table: Table = {}
+    """Decompositions of `torch._foreach_*` into the operation on each tensor, and of what changes
+    its arguments by other means than an operation in place: the first graph may still do that."""
+    table: Table = {
+        operation: decomposition_table[operation] for operation in _CHANGES if operation in decomposition_table
+    }
     for name in _FOREACH:
         for suffix, changes in (("", False), ("_", True)):
             packet = getattr(aten, f"_foreach_{name}{suffix}", None)
@@ -104,139 +117,12 @@ def lists() -> Table:
     return table
 
 
-# ------------------------------------------------------------------------------------ convolutions
-
-
-def _columns(
-    x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> torch.Tensor:
-    """What each place of the kernel sees: (batch, channels, places of the kernel, outputs)."""
-    widths = [width for size in reversed(padding) for width in (size, size)]
-    padded = torch.nn.functional.pad(x, widths) if any(widths) else x
-    outputs = [
-        (size - gap * (k - 1) - 1) // step + 1
-        for size, k, step, gap in zip(padded.shape[2:], kernel, stride, dilation, strict=True)
-    ]
-    seen = []
-    for place in _places(kernel):
-        part = padded
-        for axis, (at, step, gap, count) in enumerate(zip(place, stride, dilation, outputs, strict=True)):
-            part = part[(slice(None),) * (axis + 2) + (slice(at * gap, at * gap + step * (count - 1) + 1, step),)]
-        seen.append(part)
-    return torch.stack(seen, 2).reshape(x.shape[0], x.shape[1], len(seen), math.prod(outputs))
-
-
-def _places(kernel: Sequence[int]) -> list[tuple[int, ...]]:
-    places: list[tuple[int, ...]] = [()]
-    for size in kernel:
-        places = [(*place, at) for place in places for at in range(size)]
-    return places
-
-
-def convolution(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> Any:
-    """A convolution as one product: the input's columns times the weights, group by group. A
-    transposed one stays whole, and is then reported as missing."""
-    if transposed:
-        return NotImplemented
-    del output_padding
-    batch, kernel = x.shape[0], weight.shape[2:]
-    columns = _columns(x, kernel, stride, padding, dilation)
-    rows = columns.reshape(batch, groups, -1, columns.shape[-1])
-    weights = weight.reshape(1, groups, weight.shape[0] // groups, -1)
-    outputs = [
-        (size + 2 * pad - gap * (k - 1) - 1) // step + 1
-        for size, k, step, pad, gap in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
-    ]
-    result = torch.matmul(weights, rows).reshape(batch, weight.shape[0], *outputs)
-    return result if bias is None else result + bias.reshape(1, -1, *(1 for _ in outputs))
-
-
-def convolution_backward(
-    gradient: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias_sizes: Sequence[int] | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-    output_mask: Sequence[bool],
-) -> Any:
-    """Gradients of `convolution` for x, weight and bias."""
-    if transposed:
-        return NotImplemented
-    del output_padding, bias_sizes
-    batch, kernel = x.shape[0], weight.shape[2:]
-    flat = gradient.reshape(batch, groups, weight.shape[0] // groups, -1)
-    of_x: torch.Tensor | None = None
-    of_weight: torch.Tensor | None = None
-    of_bias: torch.Tensor | None = None
-    if output_mask[0]:
-        weights = weight.reshape(1, groups, weight.shape[0] // groups, -1)
-        columns = torch.matmul(weights.transpose(-1, -2), flat)
-        columns = columns.reshape(batch, x.shape[1], len(_places(kernel)), *gradient.shape[2:])
-        of_x = _from_columns(columns, x.shape, kernel, stride, padding, dilation)
-    if output_mask[1]:
-        seen = _columns(x, kernel, stride, padding, dilation)
-        rows = seen.reshape(batch, groups, -1, seen.shape[-1])
-        of_weight = torch.matmul(flat, rows.transpose(-1, -2)).sum(0).reshape(weight.shape)
-    if output_mask[2]:
-        of_bias = gradient.sum([0, *range(2, gradient.dim())])
-    return of_x, of_weight, of_bias
-
-
-def _from_columns(
-    columns: torch.Tensor,
-    shape: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> torch.Tensor:
-    """The sum of what each place of the kernel gives back to the input."""
-    total = None
-    for number, place in enumerate(_places(kernel)):
-        part = columns[:, :, number]
-        for axis, (at, step, gap, pad) in enumerate(zip(place, stride, dilation, padding, strict=True)):
-            part = _spread(part, axis + 2, shape[axis + 2], at * gap - pad, step)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
-
-
-def _spread(part: torch.Tensor, axis: int, size: int, start: int, step: int) -> torch.Tensor:
-    """A tensor of `size` along an axis that has element i of `part` at start + i * step, else 0."""
-    if step > 1:
-        pieces = [part.unsqueeze(axis + 1)]
-        pieces += [torch.zeros_like(pieces[0])] * (step - 1)
-        part = torch.cat(pieces, axis + 1).flatten(axis, axis + 1)
-    before, after = start, size - start - part.shape[axis]
-    if before < 0:
-        part, before = part.narrow(axis, -before, part.shape[axis] + before), 0
-    if after < 0:
-        part, after = part.narrow(axis, 0, part.shape[axis] + after), 0
-    widths = [0] * (2 * part.dim())
-    widths[2 * (part.dim() - 1 - axis)] = before
-    widths[2 * (part.dim() - 1 - axis) + 1] = after
-    return torch.nn.functional.pad(part, widths)
-
-
 # ------------------------------------------------------------------------------------------- table
 
 
 def _index_fill(x: torch.Tensor, dim: int, index: torch.Tensor, value: Any) -> torch.Tensor:
+    if x.dim() == 0:
+        return value.to(x.dtype) if isinstance(value, torch.Tensor) else torch.full_like(x, value)
     shape = list(x.shape)
     shape[dim] = index.numel()
     filled = value.expand(shape) if isinstance(value, torch.Tensor) else torch.full(shape, value, dtype=x.dtype)
@@ -345,8 +231,8 @@ def _table(operations: int) -> Table:
         if primitives.overload(operation) in known:
             del found[operation]
     found.update(lists())
-    found[aten.convolution.default] = convolution
-    found[aten.convolution_backward.default] = convolution_backward
+    found.update(FORMULAS)
+    found.update(CONVOLUTIONS)
     found[aten.index_fill.int_Scalar] = _index_fill
     found[aten.index_fill.int_Tensor] = _index_fill
     found[aten.gather_backward.default] = _gather_backward

@@ -215,7 +215,7 @@ def lower(captured: Captured) -> Program:
     for node in graph.nodes:
         low.node = node
         if node.op == "placeholder":
-            values[node] = _leaf(low)
+            values[node] = _leaf(low, captured.names)
         elif node.op == "get_attr":
             constants.known.add(node)
         elif node.op == "output":
@@ -263,8 +263,9 @@ def _foreign(node: fx.Node) -> bool:
     return any(isinstance(value, torch.Tensor) and value.dtype not in DTYPES for value in found)
 
 
-def _leaf(low: Lowering) -> View:
+def _leaf(low: Lowering, names: Sequence[str]) -> View:
     tensor = low.tensor(low.shape, low.dtype)
+    low.program.origins[tensor.id] = names[len(low.program.leaves)]
     low.program.inputs.append(tensor)
     low.program.leaves.append(tensor.view())
     return tensor.view()
@@ -334,7 +335,7 @@ def _missing(low: Lowering, name: str) -> UnsupportedOperation:
     hint = "Write this line with the operations of the table of supported operations."
     if name.split(".", maxsplit=1)[0].removesuffix("_") in RANDOM:
         hint = "Draw random numbers on the host and pass them with the batch, or derive them from a seed with Philox."
-    return UnsupportedOperation(f"the operation aten.{name} isn't supported: {origin_of(low.node)}", hint=hint)
+    return UnsupportedOperation(f"the operation {low.target} isn't supported: {origin_of(low.node)}", hint=hint)
 
 
 def _outputs(

@@ -345,3 +345,18 @@ def slice_scatter(low: Lowering, x: View, source: View, dim: int = 0, start: Any
         inside = expr.op("logical_and", inside, expr.op("eq", expr.op("mod", ahead, steps), expr.const(0, "int32")))
     value = expr.load_at(source, [place if a == dim else expr.axis(a) for a in range(len(x.shape))])
     return low.loop(x.shape, expr.where(inside, expr.cast_to(value, low.dtype), expr.load(x)))
+
+
+@primitive("diagonal_scatter.default")
+def diagonal_scatter(low: Lowering, x: View, source: View, offset: int = 0, dim1: int = 0, dim2: int = 1) -> View:
+    """The diagonal is the last axis of `source`."""
+    rank = len(x.shape)
+    dim1, dim2 = dim1 % rank, dim2 % rank
+    if 0 in source.shape:
+        return x
+    row, column = expr.axis(dim1), expr.axis(dim2)
+    inside = expr.op("eq", expr.op("sub", column, row), expr.const(offset, "int32"))
+    place, _ = _clamped(row if offset >= 0 else column, source.shape[-1])
+    at = [expr.axis(a) for a in range(rank) if a not in {dim1, dim2}]
+    value = expr.cast_to(expr.load_at(source, [*at, place]), low.dtype)
+    return low.loop(x.shape, expr.where(inside, value, expr.load(x)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ebmvk.compute import views
+from ebmvk.compute import expr, views
 from ebmvk.compute.ir import View
 from ebmvk.compute.lower import Lowering
 from ebmvk.compute.primitives import NUMBERS, primitive
@@ -34,11 +34,18 @@ def cumsum(low: Lowering, x: View, dim: int, **keywords: Any) -> View:
     return _back(low, low.call("scan_sum", [rows], [(rows.shape, low.dtype)])[0], order, low.shape)
 
 
+def _alone(low: Lowering, x: View) -> tuple[View, View]:
+    """A number without axes is in order, at position 0."""
+    return x, low.loop((), expr.const(0, "int32"))
+
+
 @primitive("topk.default", dtypes=NUMBERS, limits="equal values: the lower position first")
 def topk(
     low: Lowering, x: View, k: int, dim: int = -1, largest: bool = True, in_order: bool = True
 ) -> tuple[View, View]:
     del in_order
+    if not x.shape and k == 1:
+        return _alone(low, x)
     shape = tuple(low.value[0].shape)
     rows, order = _rows(low, x, dim)
     made: list[tuple[tuple[int, ...], Any]] = [((rows.shape[0], k), x.tensor.dtype), ((rows.shape[0], k), "int32")]
@@ -51,6 +58,8 @@ def sort(
     low: Lowering, x: View, dim: int = -1, descending: bool = False, stable: bool | None = None
 ) -> tuple[View, View]:
     del stable
+    if not x.shape:
+        return _alone(low, x)
     rows, order = _rows(low, x, dim)
     values, places = low.call(
         "sort", [rows], [(rows.shape, x.tensor.dtype), (rows.shape, "int32")], [("descending", bool(descending))]

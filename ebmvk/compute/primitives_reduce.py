@@ -20,14 +20,20 @@ def axes_of(view: View, dims: Sequence[int] | int | None) -> list[int]:
     return sorted(dim % rank for dim in dims) if dims and rank else list(range(rank))
 
 
+def _rows(x: View, axes: Sequence[int]) -> tuple[View, int]:
+    """The view with these axes last, and their number. A tensor without axes gets one of size 1:
+    reductions over no axis would run over those of a loop that they are merged into."""
+    kept = [a for a in range(len(x.shape)) if a not in axes]
+    moved = views.with_axes(x, [*kept, *axes], [] if axes else [1])
+    return moved, max(1, len(axes))
+
+
 def reduced(
     low: Lowering, x: View, dims: Sequence[int] | int | None, value: Callable[[Expr], Expr], dtype: DType
 ) -> View:
     """A reduction of a view; the result has the shape of the graph's node."""
-    axes = axes_of(x, dims)
-    kept = [a for a in range(len(x.shape)) if a not in axes]
-    moved = views.with_axes(x, [*kept, *axes])
-    made = low.loop(moved.shape, value(expr.cast_to(expr.load(moved), dtype)), reduced=len(axes))
+    moved, count = _rows(x, axes_of(x, dims))
+    made = low.loop(moved.shape, value(expr.cast_to(expr.load(moved), dtype)), reduced=count)
     return low.reshaped(made, low.shape)
 
 
@@ -80,9 +86,7 @@ def extreme_along(low: Lowering, x: View, dim: int, keepdim: bool = False) -> tu
     results = []
     for kinds, shape in zip((("max", "min"), ("argmax", "argmin")), shapes, strict=True):
         kind: Any = kinds[0 if largest else 1]
-        axes = axes_of(x, dim)
-        kept = [a for a in range(len(x.shape)) if a not in axes]
-        moved = views.with_axes(x, [*kept, *axes])
-        made = low.loop(moved.shape, expr.reduce(kind, expr.load(moved)), reduced=len(axes))
+        moved, count = _rows(x, axes_of(x, dim))
+        made = low.loop(moved.shape, expr.reduce(kind, expr.load(moved)), reduced=count)
         results.append(low.reshaped(made, shape))
     return results[0], results[1]

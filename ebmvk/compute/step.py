@@ -19,6 +19,7 @@ from ebmvk.compute.lower import lower
 from ebmvk.compute.reference import Reference
 from ebmvk.compute.rewrite import Limits
 from ebmvk.engine.recording import Ran, Recorder
+from ebmvk.engine.select import select
 from ebmvk.engine.vulkan import Vulkan
 from ebmvk.errors import ArgumentError
 
@@ -245,13 +246,14 @@ def compile_step(
     Args:
         step: the function.
         backend: "vulkan", or "reference": the same program in numpy, for tests.
-        device: a `Vulkan` or a `Recorder`; None for the device that is preferred.
+        device: a `Vulkan` or a `Recorder`, or a name such as "vulkan:1"; None for the device that
+            is preferred.
         check: whether each new graph is run on other batches and compared with the step.
         limits: of fused nodes; None for those of the device.
 
     Raises:
         ArgumentError: at the first call, for arguments that aren't tensors or that nothing uses,
-            and for results whose shapes differ from what they replace.
+            for results whose shapes differ from what they replace, and for names of other devices.
         UnsupportedOperation: at the first call; names the operation and the line of the step.
     """
     return CompiledStep(step, backend, device, check, limits)
@@ -286,10 +288,19 @@ def _device(step: CompiledStep) -> tuple[Recorder | None, Limits]:
     if step.backend == "reference":
         return None, step.limits or Limits()
     if step.recorder is None:
-        step.recorder = step.device if isinstance(step.device, Recorder) else Recorder(step.device or Vulkan())
+        step.recorder = _opened(step.device)
     device = step.recorder.limits
     words = device.range_bytes // WORD
     return step.recorder, step.limits or Limits(tensors=min(Limits.tensors, device.bindings), block=words)
+
+
+def _opened(device: Any) -> Recorder:
+    if isinstance(device, Recorder):
+        return device
+    opened = select(device) if isinstance(device, str) else device or Vulkan()
+    if not isinstance(opened, Vulkan):
+        raise ArgumentError(f"device is {device!r}, not a Vulkan device", hint='Use "vulkan" or "vulkan:<index>".')
+    return Recorder(opened)
 
 
 def _runner(

@@ -73,16 +73,20 @@ def zeros_like(parameters: dict[str, torch.Tensor]) -> dict[str, Any]:
     return {kind: {name: torch.zeros_like(value) for name, value in parameters.items()} for kind in ("m", "v")}
 
 
-def training_step(model: nn.Module, loss_of: Any) -> Any:
-    """(parameters, state, batch, scalars) -> (parameters, state, record), by AdamW."""
+def training_step(model: nn.Module, loss_of: Any, frozen: Any = ()) -> Any:
+    """(parameters, state, batch, scalars) -> (parameters, state, record), by AdamW.
+
+    frozen: names of parameters that stay as they are; they have no moments.
+    """
 
     def step(parameters: Any, state: Any, batch: Any, scalars: Any) -> Any:
-        leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+        leaves = {name: value.detach().requires_grad_(name not in frozen) for name, value in parameters.items()}
         loss = loss_of(lambda *a, **k: torch.func.functional_call(model, leaves, a, k), batch)
-        gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+        trained = {name: value for name, value in parameters.items() if name not in frozen}
+        found = torch.autograd.grad(loss, [leaves[name] for name in trained])
         with torch.no_grad():
-            new, moments = adamw(parameters, gradients, state, scalars)
-        return new, moments, {"loss": loss.detach()}
+            new, moments = adamw(trained, dict(zip(trained, found, strict=True)), state, scalars)
+        return {**parameters, **new}, moments, {"loss": loss.detach()}
 
     return step
 

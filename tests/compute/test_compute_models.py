@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import foreign
 import numpy as np
 import pytest
 import steps
 import torch
-from torch.nn import functional as F
 
 from ebmvk.compute import oracle
 from ebmvk.compute.capture import capture
@@ -24,121 +24,24 @@ def _perturbed(model):
     return {name: value.detach() + 0.02 * torch.randn_like(value) for name, value in model.named_parameters()}
 
 
-def _language_batch():
+def _of(make):
+    """A model, its loss and a batch of random tokens."""
+    torch.manual_seed(0)
+    model = make(WORDS, TIME)
     torch.manual_seed(2)
-    return {
-        "ids": torch.randint(WORDS, (BATCH, TIME)),
-        "labels": torch.randint(WORDS, (BATCH, TIME)),
-        "mask": torch.ones(BATCH, TIME, dtype=torch.long),
-        "positions": torch.arange(TIME).repeat(BATCH, 1),
-    }
-
-
-def _transformers_loss(call, batch):
-    logits = call(
-        input_ids=batch["ids"], attention_mask=batch["mask"], position_ids=batch["positions"], use_cache=False
-    ).logits
-    return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
-
-
-def _gpt2():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(
-        vocab_size=WORDS, n_positions=TIME, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
-        attn_implementation="eager", bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    return transformers.GPT2LMHeadModel(config), _transformers_loss, _language_batch()
-
-
-def _llama():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
-        vocab_size=WORDS, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=TIME, attn_implementation="eager",
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config), _transformers_loss, _language_batch()
-
-
-class Convolutions(torch.nn.Module):
-    """Causal convolutions over tokens, one of them depthwise with a stride in its backward."""
-
-    def __init__(self):
-        super().__init__()
-        self.words = torch.nn.Embedding(WORDS, 8)
-        self.wide = torch.nn.Conv1d(8, 12, 3, padding=2, dilation=1)
-        self.each = torch.nn.Conv1d(12, 12, 3, padding=1, groups=12)
-        self.strided = torch.nn.Conv1d(12, 8, 4, stride=2, padding=1)
-        self.head = torch.nn.Linear(8, WORDS)
-
-    def forward(self, ids):
-        x = self.words(ids).transpose(1, 2)
-        x = F.silu(self.wide(x)[..., :TIME])
-        x = self.strided(F.relu(self.each(x)))
-        return self.head(x.transpose(1, 2).repeat_interleave(2, 1))
-
-
-class Recurrent(torch.nn.Module):
-    """An LSTM cell of plain operations."""
-
-    def __init__(self):
-        super().__init__()
-        self.words = torch.nn.Embedding(WORDS, 8)
-        self.gates = torch.nn.Linear(16, 32)
-        self.head = torch.nn.Linear(8, WORDS)
-
-    def forward(self, ids):
-        x = self.words(ids)
-        h = c = torch.zeros(ids.shape[0], 8)
-        seen = []
-        for t in range(ids.shape[1]):
-            i, f, g, o = self.gates(torch.cat([x[:, t], h], -1)).chunk(4, -1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
-            seen.append(h)
-        return self.head(torch.stack(seen, 1))
-
-
-class Experts(torch.nn.Module):
-    """A mixture of four experts, two for each token, without looks at the host."""
-
-    def __init__(self):
-        super().__init__()
-        self.words = torch.nn.Embedding(WORDS, 8)
-        self.router = torch.nn.Linear(8, 4)
-        self.up = torch.nn.Parameter(torch.randn(4, 8, 16) / 4)
-        self.down = torch.nn.Parameter(torch.randn(4, 16, 8) / 4)
-        self.norm = torch.nn.RMSNorm(8)
-        self.head = torch.nn.Linear(8, WORDS)
-
-    def forward(self, ids):
-        x = self.words(ids).flatten(0, 1)
-        weights, chosen = torch.topk(torch.softmax(self.router(x), -1), 2)
-        share = torch.zeros(x.shape[0], 4).scatter(1, chosen, weights / weights.sum(-1, keepdim=True))
-        every = torch.einsum("enf,efd->end", F.relu(torch.einsum("nd,edf->enf", x, self.up)) ** 2, self.down)
-        x = x + (share.t().unsqueeze(-1) * every).sum(0)
-        return self.head(self.norm(x)).unflatten(0, ids.shape)
-
-
-def _of_ids(make):
-    def build():
-        torch.manual_seed(0)
-
-        def loss(call, batch):
-            return F.cross_entropy(call(batch["ids"]).flatten(0, 1), batch["labels"].flatten())
-
-        batch = {name: value for name, value in _language_batch().items() if name in {"ids", "labels"}}
-        return make(), loss, batch
-
-    return build
+    batch = {name: torch.randint(WORDS, (BATCH, TIME)) for name in ("ids", "labels")}
+    if make in {foreign.gpt2, foreign.llama}:
+        return model, foreign.transformers_loss, foreign.for_transformers(batch)
+    return model, foreign.ids_loss, batch
 
 
 MODELS = {
-    "gpt2": _gpt2,
-    "llama": _llama,
-    "nanogpt": _of_ids(lambda: steps.NanoGPT(WORDS, 16, 1, 2, TIME)),
-    "convolutions": _of_ids(Convolutions),
-    "recurrent": _of_ids(Recurrent),
-    "experts": _of_ids(Experts),
+    "gpt2": foreign.gpt2,
+    "llama": foreign.llama,
+    "nanogpt": lambda words, time: steps.NanoGPT(words, 16, 1, 2, time),
+    "convolutions": foreign.Convolutions,
+    "recurrent": foreign.Recurrent,
+    "experts": foreign.Experts,
 }
 
 
@@ -149,8 +52,7 @@ FOREIGN = ("convolutions", "recurrent", "experts")
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in FOREIGN else name for name in sorted(MODELS)]
 )
 def test_a_step_with_adamw_equals_torch_at_perturbed_weights(name):
-    torch.manual_seed(0)
-    model, loss, batch = MODELS[name]()
+    model, loss, batch = _of(MODELS[name])
     parameters = _perturbed(model)
     state = {kind: {key: 0.01 * torch.rand_like(value) for key, value in parameters.items()} for kind in ("m", "v")}
     step = steps.training_step(model, loss)

@@ -173,6 +173,14 @@ def test_reductions_along_any_axes():
     check(function, [normal(3, 4, 5), normal(0, 2)])
 
 
+def test_reductions_of_one_number_join_no_longer_rows():
+    def function(x, y, w):
+        loss = F.cross_entropy(x, y, w, reduction="sum")  # a sum of one number, from sums over eight
+        return [loss, torch.amax(x, 0).sum().prod(), *torch.logsumexp(x, 0).max(0), x.sum().mean()]
+
+    check(function, [normal(8), whole(8), normal(8).abs()])
+
+
 def test_equal_values_give_the_lower_position():
     x = torch.tensor([[1.0, 3.0, 3.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
     program = lower(graph_of(lambda x: [x.argmax(1), x.argmin(1), torch.topk(x, 2)[1], torch.sort(x)[1]], [x]))

@@ -1,0 +1,312 @@
+"""Convolutions and pools as products and sums of shifted views."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+
+
+def _columns(
+    x: torch.Tensor,
+    kernel: Sequence[int],
+    outputs: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> torch.Tensor:
+    """What each place of the kernel sees: (batch, channels, places of the kernel, outputs)."""
+    widths = [width for size in reversed(padding) for width in (size, size)]
+    padded = torch.nn.functional.pad(x, widths) if any(widths) else x
+    seen = []
+    for place in _places(kernel):
+        part = padded
+        for axis, (at, step, gap, count) in enumerate(zip(place, stride, dilation, outputs, strict=True)):
+            part = part[(slice(None),) * (axis + 2) + (slice(at * gap, at * gap + step * (count - 1) + 1, step),)]
+        seen.append(part)
+    return torch.stack(seen, 2).reshape(x.shape[0], x.shape[1], len(seen), math.prod(outputs))
+
+
+def _places(kernel: Sequence[int]) -> list[tuple[int, ...]]:
+    places: list[tuple[int, ...]] = [()]
+    for size in kernel:
+        places = [(*place, at) for place in places for at in range(size)]
+    return places
+
+
+def convolution(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> torch.Tensor:
+    """A convolution as one product: the input's columns times the weights, group by group. A
+    transposed one is the gradient of a convolution for its input."""
+    stride, padding, dilation, output_padding = _spread_to(x.dim() - 2, stride, padding, dilation, output_padding)
+    if transposed:
+        result = _to_input(x, weight, _transposed_shape(x, weight, stride, padding, dilation, output_padding, groups),
+                           stride, padding, dilation, groups)  # fmt: skip
+    else:
+        outputs = [
+            (size + 2 * pad - gap * (k - 1) - 1) // step + 1
+            for size, k, step, pad, gap in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+        ]
+        columns = _columns(x, weight.shape[2:], outputs, stride, padding, dilation)
+        rows = columns.reshape(x.shape[0], groups, -1, columns.shape[-1])
+        weights = weight.reshape(1, groups, weight.shape[0] // groups, -1)
+        result = torch.matmul(weights, rows).reshape(x.shape[0], weight.shape[0], *outputs)
+    return result if bias is None else result + bias.reshape(1, -1, *(1 for _ in x.shape[2:]))
+
+
+def _spread_to(rank: int, *values: Sequence[int]) -> list[list[int]]:
+    """One number for all axes, or one for each."""
+    return [list(part) * rank if len(part) == 1 else list(part) for part in values]
+
+
+def _transposed_shape(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+) -> list[int]:
+    """The shape of a transposed convolution's result."""
+    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding, strict=True)
+    outputs = [(size - 1) * step - 2 * pad + gap * (k - 1) + more + 1 for size, k, step, pad, gap, more in sizes]
+    return [x.shape[0], weight.shape[1] * groups, *outputs]
+
+
+def _to_input(
+    gradient: torch.Tensor,
+    weight: torch.Tensor,
+    shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> torch.Tensor:
+    """The gradient of a convolution for its input, which has this shape."""
+    kernel = weight.shape[2:]
+    flat = gradient.reshape(shape[0], groups, weight.shape[0] // groups, -1)
+    weights = weight.reshape(1, groups, weight.shape[0] // groups, -1)
+    columns = torch.matmul(weights.transpose(-1, -2), flat)
+    columns = columns.reshape(shape[0], shape[1], len(_places(kernel)), *gradient.shape[2:])
+    return _from_columns(columns, shape, kernel, stride, padding, dilation)
+
+
+def _to_weight(
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> torch.Tensor:
+    """The gradient of a convolution of x for its weight."""
+    seen = _columns(x, weight.shape[2:], gradient.shape[2:], stride, padding, dilation)
+    rows = seen.reshape(x.shape[0], groups, -1, seen.shape[-1])
+    flat = gradient.reshape(x.shape[0], groups, weight.shape[0] // groups, -1)
+    return torch.matmul(flat, rows.transpose(-1, -2)).sum(0).reshape(weight.shape)
+
+
+def convolution_backward(
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of `convolution` for x, weight and bias."""
+    del bias_sizes
+    stride, padding, dilation, output_padding = _spread_to(x.dim() - 2, stride, padding, dilation, output_padding)
+    of_x: torch.Tensor | None = None
+    of_weight: torch.Tensor | None = None
+    of_bias: torch.Tensor | None = None
+    rest = (stride, padding, dilation)
+    if output_mask[0] and transposed:
+        of_x = convolution(gradient, weight, None, *rest, False, output_padding, groups)
+        of_x = of_x[(slice(None), slice(None), *(slice(0, size) for size in x.shape[2:]))]
+    elif output_mask[0]:
+        of_x = _to_input(gradient, weight, x.shape, *rest, groups)
+    if output_mask[1]:  # a transposed convolution has its input where the other has its result
+        of_weight = _to_weight(*((x, gradient) if transposed else (gradient, x)), weight, *rest, groups)
+    if output_mask[2]:
+        of_bias = gradient.sum([0, *range(2, gradient.dim())])
+    return of_x, of_weight, of_bias
+
+
+def _from_columns(
+    columns: torch.Tensor,
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> torch.Tensor:
+    """The sum of what each place of the kernel gives back to the input."""
+    total = None
+    for number, place in enumerate(_places(kernel)):
+        part = columns[:, :, number]
+        for axis, (at, step, gap, pad) in enumerate(zip(place, stride, dilation, padding, strict=True)):
+            part = _spread(part, axis + 2, shape[axis + 2], at * gap - pad, step)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def _spread(part: torch.Tensor, axis: int, size: int, start: int, step: int) -> torch.Tensor:
+    """A tensor of `size` along an axis that has element i of `part` at start + i * step, else 0."""
+    if step > 1:
+        pieces = [part.unsqueeze(axis + 1)]
+        pieces += [torch.zeros_like(pieces[0])] * (step - 1)
+        part = torch.cat(pieces, axis + 1).flatten(axis, axis + 1)
+    before, after = start, size - start - part.shape[axis]
+    if before < 0:
+        part, before = part.narrow(axis, -before, part.shape[axis] + before), 0
+    if after < 0:
+        part, after = part.narrow(axis, 0, part.shape[axis] + after), 0
+    widths = [0] * (2 * part.dim())
+    widths[2 * (part.dim() - 1 - axis)] = before
+    widths[2 * (part.dim() - 1 - axis) + 1] = after
+    return torch.nn.functional.pad(part, widths)
+
+
+# ------------------------------------------------------------------------------------------- pools
+
+
+def _windows(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil: bool
+) -> tuple[list[int], list[int]]:
+    """How many windows there are along each axis, and the padding at the end that they need."""
+    counts, after = [], []
+    for n, k, step, pad in zip(size, kernel, stride, padding, strict=True):
+        reach = n + 2 * pad - k
+        count = (-(-reach // step) if ceil else reach // step) + 1
+        if ceil and (count - 1) * step >= n + pad:  # a window may not begin in the padding
+            count -= 1
+        counts.append(count)
+        after.append(max(0, (count - 1) * step + k - n - pad))
+    return counts, after
+
+
+def _each(rank: int, *values: Sequence[int]) -> list[list[int]]:
+    """One number for all axes, or one for each. A stride that isn't given is the window's size."""
+    kernel, *rest = _spread_to(rank, *values)
+    return [kernel, *(part or kernel for part in rest)]
+
+
+def _shares(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], counts: Sequence[int],
+    inside: bool, divisor: int | None,
+) -> torch.Tensor:  # fmt: skip
+    """What the sum over each window is divided by."""
+    whole = torch.ones(())
+    for axis, (n, k, step, pad, count) in enumerate(zip(size, kernel, stride, padding, counts, strict=True)):
+        begin = torch.arange(count) * step - pad
+        end = torch.clamp(begin + k, max=n if inside else n + pad)
+        begin = torch.clamp(begin, min=0) if inside else begin
+        whole = whole * (end - begin).reshape(-1, *(1 for _ in size[axis + 1 :]))
+    return whole if divisor is None else torch.full_like(whole, divisor)
+
+
+def avg_pool(
+    rank: int,
+    x: torch.Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> torch.Tensor:
+    """The mean of each window over the last `rank` axes."""
+    kernel, stride, padding = _each(rank, kernel, stride, padding)
+    size = x.shape[-rank:]
+    counts, after = _windows(size, kernel, stride, padding, ceil_mode)
+    widths = [width for before, end in zip(reversed(padding), reversed(after), strict=True) for width in (before, end)]
+    padded = torch.nn.functional.pad(x, widths)
+    total = torch.zeros(())
+    for place in _places(kernel):
+        part = padded
+        for axis, (at, step, count) in enumerate(zip(place, stride, counts, strict=True)):
+            index = slice(at, at + step * (count - 1) + 1, step)
+            part = part[(slice(None),) * (x.dim() - rank + axis) + (index,)]
+        total = total + part
+    return total / _shares(size, kernel, stride, padding, counts, not count_include_pad, divisor_override)
+
+
+def avg_pool_backward(
+    rank: int,
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> torch.Tensor:
+    """Each element's share of the gradients of the windows that it is in."""
+    kernel, stride, padding = _each(rank, kernel, stride, padding)
+    size = list(x.shape[-rank:])
+    counts, _ = _windows(size, kernel, stride, padding, ceil_mode)
+    part = gradient / _shares(size, kernel, stride, padding, counts, not count_include_pad, divisor_override)
+    flat = part.reshape(1, -1, 1, *counts).expand(1, -1, len(_places(kernel)), *counts)
+    spread = _from_columns(flat, [1, flat.shape[1], *size], kernel, stride, padding, [1] * rank)
+    return spread.reshape(x.shape)
+
+
+def _share_of(size: int, count: int) -> torch.Tensor:
+    """What each of `count` windows of different lengths takes of each of `size` elements."""
+    number, place = torch.arange(count)[:, None], torch.arange(size)[None, :]
+    begin = torch.div(number * size, count, rounding_mode="floor")
+    end = torch.div((number + 1) * size + count - 1, count, rounding_mode="floor")
+    return torch.logical_and(place >= begin, place < end) / (end - begin)
+
+
+def adaptive_pool(x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """The means over windows that split the last axes into `sizes` parts."""
+    for axis, count in enumerate(sizes, x.dim() - len(sizes)):
+        x = torch.matmul(x.movedim(axis, -1), _share_of(x.shape[axis], count).T).movedim(-1, axis)
+    return x
+
+
+def adaptive_pool_backward(rank: int, gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The gradient of `adaptive_pool` over the last `rank` axes."""
+    for axis in range(x.dim() - rank, x.dim()):
+        share = _share_of(x.shape[axis], gradient.shape[axis])
+        gradient = torch.matmul(gradient.movedim(axis, -1), share).movedim(-1, axis)
+    return gradient
+
+
+CONVOLUTIONS: dict[Any, Callable[..., Any]] = {
+    aten.convolution.default: convolution,
+    aten.convolution_backward.default: convolution_backward,
+    aten._adaptive_avg_pool2d.default: adaptive_pool,
+    aten._adaptive_avg_pool3d.default: adaptive_pool,
+    aten._adaptive_avg_pool2d_backward.default: partial(adaptive_pool_backward, 2),
+    aten._adaptive_avg_pool3d_backward.default: partial(adaptive_pool_backward, 3),
+    aten.avg_pool2d.default: partial(avg_pool, 2),
+    aten.avg_pool3d.default: partial(avg_pool, 3),
+    aten.avg_pool2d_backward.default: partial(avg_pool_backward, 2),
+    aten.avg_pool3d_backward.default: partial(avg_pool_backward, 3),
+}
