@@ -229,7 +229,7 @@ def _update(program: Program, uses: Uses, position: int, node: Node) -> _Update 
         outputs.append(tensor)
     roles: list[View] = []
     form = _form(node, roles)
-    if form is None or any(not _movable(program, uses, view) for view in roles):
+    if form is None or not roles or any(not _movable(program, uses, view) for view in roles):
         return None
     if len({view.tensor.id for view in roles}) != len(roles):
         return None

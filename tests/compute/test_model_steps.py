@@ -30,7 +30,7 @@ _MADE: dict[Case, Made] = {}
 
 @pytest.fixture(scope="module")
 def recorder() -> Any:
-    """With guard bands and validation. lavapipe compiles kernels when they first run, which may take
+    """With guard bands and validation. lavapipe compiles kernels at their first run, which may take
     long on a busy machine."""
     made = Recorder(open_vulkan(validate=True, guard=True, timeout_seconds=900))
     yield made
