@@ -27,7 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from ebmvk.compute import decompose, pairs
+from ebmvk.compute import decompose, narrow
 from ebmvk.errors import ArgumentError, UnsupportedOperation
 
 Step = Callable[..., Sequence[torch.Tensor]]
@@ -275,10 +275,10 @@ def _functional(graph: fx.GraphModule, examples: Sequence[torch.Tensor]) -> fx.G
 
 def _narrowed(graph: fx.GraphModule) -> fx.GraphModule:
     """The graph with two values of float32 in place of each of float64, if it has any."""
-    if not pairs.wide(graph):
+    if not narrow.wide(graph):
         return graph
     with torch.no_grad():
-        made = pairs.narrowed(graph, lambda function: _make(function, decompose.table()), _no_float64)
+        made = narrow.narrowed(graph, lambda function: _make(function, decompose.table()), _no_float64)
     made.graph.eliminate_dead_code()
     made.recompile()
     return made

@@ -13,7 +13,7 @@ from ebmvk.compute import oracle
 from ebmvk.compute.capture import graph_of
 from ebmvk.compute.fuse import fuse
 from ebmvk.compute.lower import lower
-from ebmvk.compute.pairs import wide
+from ebmvk.compute.narrow import wide
 from ebmvk.errors import UnsupportedOperation
 
 

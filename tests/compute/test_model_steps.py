@@ -30,7 +30,7 @@ _MADE: dict[Case, Made] = {}
 
 @pytest.fixture(scope="module")
 def recorder() -> Any:
-    """With guard bands and validation. lavapipe compiles kernels when they first run, which may take
+    """With guard bands and validation. lavapipe compiles kernels at their first run, which may take
     long on a busy machine."""
     made = Recorder(open_vulkan(validate=True, guard=True, timeout_seconds=900))
     yield made
@@ -97,7 +97,7 @@ def gradients_agree(made: Made, state: Any, oracle: Any, torch32: Any) -> None:
 def test_nothing_changes_where_a_gradient_is_not_finite(made: Made) -> None:
     """Bit for bit, and the record says so."""
     parameters = dict(made.parameters)
-    broken = next(name for name in parameters if name.endswith("up.weight") or "points" in name)
+    broken = next(name for name, value in parameters.items() if value.dim() == 2)
     parameters[broken] = parameters[broken].clone()
     parameters[broken].view(-1)[3] = torch.nan
     made.compiled.start(parameters, made.state)
@@ -108,7 +108,7 @@ def test_nothing_changes_where_a_gradient_is_not_finite(made: Made) -> None:
             assert torch.equal(value.view(torch.int32), after[name].view(torch.int32)), name
 
 
-GATES = {"tinygpt": 999, "experts": 999, "ebm": 999, "infinito": 999}
+GATES = {"tinygpt": 182, "experts": 119, "ebm": 230, "infinito": 158}
 """Dispatches, copies and fills of a step of the default cases: what they take today and 5 %. More
 means that something no longer fuses."""
 KILOBYTES = 64

@@ -60,7 +60,9 @@ def test_cross_entropy_by_chunks_is_the_cross_entropy(
     compiled: Any = cross_entropy._compiled
     for found, wanted in zip(compiled(*arguments), cross_entropy.reference(*arguments), strict=True):
         assert_close(found, wanted)
-    graph = make_fx(lambda q: compiled(q, *arguments[1:]), tracing_mode="fake")(query)
+    given = [argument for argument in arguments[:5] if argument is not None]
+    rest = arguments[len(given) :]
+    graph = make_fx(lambda *tensors: compiled(*tensors, *rest), tracing_mode="fake")(*given)
     made = [node.meta["val"] for node in graph.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
     assert max(value.numel() for value in made) <= max(chunk * 31, 31 * 4)
 
