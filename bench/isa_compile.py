@@ -25,6 +25,7 @@ FAMILIES = {"navi23": ("navi23",), "vega10": ("vega10",), "navi31": ("navi31", "
 """Each family's names in RADV, newest first: RADV of Mesa 22 calls navi31 gfx1100."""
 DRIVERS = ("/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d", "/usr/local/share/vulkan/icd.d")
 SECONDS = 300  # that compiling everything for a family may take
+UNITS = 16  # of integrated information
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,8 @@ def compute_keys(extension: Any, device: _vulkan.Capabilities) -> Iterator[_vulk
     yield extension.PipelineKey("scan_rows", 256, (4, 2))
     for name in ("add_runs", "add_parts"):
         yield extension.PipelineKey(name, 128, ())
+    for name in ("weakest_cut", "inverse"):
+        yield extension.PipelineKey(name, 256, (UNITS,))
 
 
 def _has(entries: Any, wanted: Mapping[str, Any]) -> bool:

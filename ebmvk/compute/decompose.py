@@ -165,20 +165,6 @@ def _var(x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
     return _var_mean(x, *args, **options)[0]
 
 
-def _diagonal_scatter(
-    x: torch.Tensor, source: torch.Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1
-) -> torch.Tensor:
-    rows, columns = x.shape[dim1], x.shape[dim2]
-    moved = torch.movedim(x, (dim1, dim2), (-2, -1))
-    row, column = torch.arange(rows), torch.arange(columns)
-    if not source.numel():
-        return x.clone()
-    # The place along the diagonal of row i is i, or i + offset if the diagonal begins further down.
-    place = (row + min(offset, 0)).clamp(0, source.shape[-1] - 1)
-    along = source.index_select(-1, place)[..., None]
-    return torch.movedim(torch.where(row[:, None] + offset == column, along, moved), (-2, -1), (dim1, dim2))
-
-
 def _square(x: torch.Tensor) -> torch.Tensor:
     return x * x
 
@@ -237,7 +223,6 @@ def _table(operations: int) -> Table:
     found[aten.index_fill.int_Tensor] = _index_fill
     found[aten.gather_backward.default] = _gather_backward
     found[aten.square.default] = _square
-    found[aten.diagonal_scatter.default] = _diagonal_scatter
     for overload in ("default", "dim", "correction"):
         found[getattr(aten.var, overload)] = _var
         found[getattr(aten.var_mean, overload)] = _var_mean

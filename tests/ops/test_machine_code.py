@@ -94,6 +94,8 @@ CEILINGS: dict[str | tuple[str, str], Ceiling] = {
     "scan_rows": Ceiling(24, 24, 24, 1024),
     "add_runs": Ceiling(24, 24, 24, 0),
     "add_parts": Ceiling(24, 24, 24, 0),
+    "weakest_cut": Ceiling(64, 64, 64, 8192),
+    "inverse": Ceiling(64, 64, 64, 4096),
 }
 
 
