@@ -1,0 +1,53 @@
+"""A pure step of torch through IREE: make_fx, iree-turbine's export, IREE's compiler and runtime.
+
+The target is the compiler's generic one for Vulkan; with a target whose subgroups differ from the
+device's, results are wrong without a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from iree import compiler, runtime
+from iree.turbine import aot
+from iree.turbine.aot.decompositions import current_aot_decompositions
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+
+class Program:
+    """The step on IREE's first Vulkan device; parameters and state stay there.
+
+    Raises:
+        iree.compiler.tools.binaries.CompilerToolError: an operation that doesn't compile.
+    """
+
+    def __init__(self, step: Callable[..., Any], arguments: Sequence[Any]) -> None:
+        leaves, spec = pytree.tree_flatten(tuple(arguments))
+        kept = len(pytree.tree_leaves(tuple(arguments[:2])))
+
+        def flat(*values: torch.Tensor) -> list[torch.Tensor]:
+            return list(pytree.tree_leaves(step(*pytree.tree_unflatten(list(values), spec))))
+
+        graph = make_fx(flat, decomposition_table=current_aot_decompositions())(*leaves)
+        exported = aot.export(graph, args=tuple(leaves))
+        code = compiler.compile_str(str(exported.mlir_module), input_type="torch", target_backends=["vulkan-spirv"])
+        self.config = runtime.Config("vulkan")
+        context = runtime.SystemContext(config=self.config)
+        context.add_vm_module(runtime.VmModule.copy_buffer(context.instance, code))
+        self.main = context.modules.module["main"]
+        self.kept = [self._there(leaf) for leaf in leaves[:kept]]
+        self.code_bytes = len(code)
+
+    def step(self, batch: Any, scalars: Any) -> float:
+        given = [self._there(leaf) for leaf in pytree.tree_leaves((batch, scalars))]
+        *self.kept, loss = self.main(*self.kept, *given)
+        return float(loss.to_host())
+
+    def facts(self) -> dict[str, Any]:
+        return {"code_bytes": self.code_bytes}
+
+    def _there(self, leaf: torch.Tensor) -> Any:
+        return runtime.asdevicearray(self.config.device, leaf.detach().contiguous().numpy())
