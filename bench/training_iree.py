@@ -17,21 +17,34 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 
+def product_with_one_hot(gradient: torch.Tensor, ids: torch.Tensor, words: int, *_: object) -> torch.Tensor:
+    """The gradient of an embedding's table, (words, d), without padding and scales."""
+    rows = (ids.reshape(-1, 1) == torch.arange(words)).to(gradient.dtype)
+    return rows.t() @ gradient.reshape(-1, gradient.shape[-1])
+
+
 class Program:
     """The step on IREE's first Vulkan device; parameters and state stay there.
+
+    Args:
+        one_hot: the gradient of an embedding is a product with one-hot rows, which compiles, in
+            place of a sum by index, which doesn't.
 
     Raises:
         iree.compiler.tools.binaries.CompilerToolError: an operation that doesn't compile.
     """
 
-    def __init__(self, step: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    def __init__(self, step: Callable[..., Any], arguments: Sequence[Any], *, one_hot: bool = False) -> None:
         leaves, spec = pytree.tree_flatten(tuple(arguments))
         kept = len(pytree.tree_leaves(tuple(arguments[:2])))
 
         def flat(*values: torch.Tensor) -> list[torch.Tensor]:
             return list(pytree.tree_leaves(step(*pytree.tree_unflatten(list(values), spec))))
 
-        graph = make_fx(flat, decomposition_table=current_aot_decompositions())(*leaves)
+        rules = dict(current_aot_decompositions())
+        if one_hot:
+            rules[torch.ops.aten.embedding_dense_backward.default] = product_with_one_hot
+        graph = make_fx(flat, decomposition_table=rules)(*leaves)
         exported = aot.export(graph, args=tuple(leaves))
         code = compiler.compile_str(str(exported.mlir_module), input_type="torch", target_backends=["vulkan-spirv"])
         self.config = runtime.Config("vulkan")

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,12 +80,19 @@ class TorchVulkan(Torch):
     """torchvulkan's device; each operation that isn't a view is a dispatch."""
 
     def __init__(self, of: Sizes) -> None:
-        importlib.import_module("torchvulkan")
+        self.module = importlib.import_module("torchvulkan")
         super().__init__(of, "vulkan")
 
     def facts(self) -> Facts:
+        bytes_then = self.module.max_memory_allocated()  # before the operations are counted
         found = super().facts()
-        return {**found, "dispatches": found["operations"], "dispatches_are": "operations that aren't views"}
+        return {
+            **found,
+            "dispatches": found["operations"],
+            "dispatches_are": "operations that aren't views",
+            "device_bytes": bytes_then,
+            "device_bytes_are": "the most that its tensors took at once",
+        }
 
 
 class TinyGrad:
@@ -107,11 +115,11 @@ class TinyGrad:
 class Iree:
     """The graph of the step, exported by iree-turbine and compiled for any Vulkan device."""
 
-    def __init__(self, of: Sizes) -> None:
+    def __init__(self, of: Sizes, *, one_hot: bool = False) -> None:
         from bench.training_iree import Program
 
         self.of = of
-        self.program = Program(plain.pure_step(plain.model(of)), plain.pure_arguments(of, 1))
+        self.program = Program(plain.pure_step(plain.model(of)), plain.pure_arguments(of, 1), one_hot=one_hot)
 
     def step(self, number: int) -> float:
         return self.program.step(*plain.fed(self.of, number))
@@ -142,16 +150,17 @@ class Entry:
         return {name: importlib.metadata.version(name) for name in names}
 
 
+IREE = (
+    ("iree-base-compiler==3.13.0", "iree-base-runtime==3.13.0", "iree-turbine==3.9.0"),
+    ("iree.compiler", "iree.runtime", "iree.turbine"),
+)
 PEERS = {
     "ours": Entry(Ours),
     "torch_cpu": Entry(Torch),
     "torchvulkan": Entry(TorchVulkan, ("torchvulkan==0.2.1",), ("torchvulkan",)),
     "tinygrad": Entry(TinyGrad, ("tinygrad==0.14.0", "dawn-python==0.3.0"), ("tinygrad", "pydawn")),
-    "iree": Entry(
-        Iree,
-        ("iree-base-compiler==3.13.0", "iree-base-runtime==3.13.0", "iree-turbine==3.9.0"),
-        ("iree.compiler", "iree.runtime", "iree.turbine"),
-    ),
+    "iree": Entry(Iree, *IREE),
+    "iree_one_hot": Entry(partial(Iree, one_hot=True), *IREE),
 }
 
 
