@@ -17,6 +17,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 
+FLAGS = ["--iree-input-demote-i64-to-i32"]
+"""The generic target has no int64."""
+
+
 def product_with_one_hot(gradient: torch.Tensor, ids: torch.Tensor, words: int, *_: object) -> torch.Tensor:
     """The gradient of an embedding's table, (words, d), without padding and scales."""
     rows = (ids.reshape(-1, 1) == torch.arange(words)).to(gradient.dtype)
@@ -46,7 +50,9 @@ class Program:
             rules[torch.ops.aten.embedding_dense_backward.default] = product_with_one_hot
         graph = make_fx(flat, decomposition_table=rules)(*leaves)
         exported = aot.export(graph, args=tuple(leaves))
-        code = compiler.compile_str(str(exported.mlir_module), input_type="torch", target_backends=["vulkan-spirv"])
+        code = compiler.compile_str(
+            str(exported.mlir_module), input_type="torch", target_backends=["vulkan-spirv"], extra_args=FLAGS
+        )
         self.config = runtime.Config("vulkan")
         context = runtime.SystemContext(config=self.config)
         context.add_vm_module(runtime.VmModule.copy_buffer(context.instance, code))
@@ -63,4 +69,5 @@ class Program:
         return {"code_bytes": self.code_bytes}
 
     def _there(self, leaf: torch.Tensor) -> Any:
-        return runtime.asdevicearray(self.config.device, leaf.detach().contiguous().numpy())
+        narrow = leaf.to(torch.int32) if leaf.dtype == torch.int64 else leaf.detach()
+        return runtime.asdevicearray(self.config.device, narrow.contiguous().numpy())

@@ -11,7 +11,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -20,8 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from bench import plain_model as plain
 from bench.plain_model import Sizes
+from ebmvk.host import resources
 
 Facts = dict[str, Any]
 
@@ -199,12 +201,12 @@ def operations(run: Callable[[], object]) -> int:
 
 def peak_bytes() -> int:
     """The most memory that this process had so far, a device's memory included if it is the CPU."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resources.memory(torch.device("cpu"))["peak"]
 
 
 def answer(peer: Peer, command: str) -> Facts:
     if command == "facts":
-        peak = peak_bytes()  # before what only counts
+        peak = peak_bytes()  # taken before what only counts
         return {**peer.facts(), "process_bytes": peak}
     start = time.perf_counter()
     loss = peer.step(int(command))
