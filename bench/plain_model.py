@@ -56,7 +56,8 @@ class Block(nn.Module):
         later = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).triu(1)
         weights = torch.softmax(scores.masked_fill(later, -1e9), dim=-1)
         x = x + self.out((weights @ v).transpose(1, 2).reshape(rows, tokens, width))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        found: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return found
 
 
 class Plain(nn.Module):
