@@ -16,7 +16,6 @@ from iree.turbine.aot.decompositions import current_aot_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-
 FLAGS = ["--iree-input-demote-i64-to-i32"]
 """The generic target has no int64."""
 
