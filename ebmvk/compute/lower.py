@@ -314,12 +314,16 @@ def _operation(
         return
     if constants.note(node) and (_foreign(node) or any(parent not in values for parent in node.all_input_nodes)):
         return  # computed by torch when something needs it
-    entry, kernel = table.get(name), library.KERNELS.get(node.target)  # type: ignore[call-overload]
-    if entry is None and not kernel:
-        raise _missing(low, name)
+    entry, kernel = table.get(name), library.KERNELS.get(node.target)  # type: ignore[arg-type]
     args, keywords = fx.node.map_arg((node.args, node.kwargs), lambda part: _value(low, part, values, constants))
     keywords = {key: value for key, value in keywords.items() if key not in {"device", "layout", "pin_memory"}}
-    values[node] = entry.lowering(low, *args, **keywords) if entry else _kernel(low, kernel, args)
+    if entry is not None:
+        values[node] = entry.lowering(low, *args, **keywords)
+    elif kernel:
+        views: Any = args  # an operation that is a kernel takes tensors only
+        values[node] = _kernel(low, kernel, views)
+    else:
+        raise _missing(low, name)
 
 
 def _kernel(low: Lowering, name: str, args: Sequence[View]) -> Any:

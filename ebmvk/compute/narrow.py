@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,13 +22,14 @@ from ebmvk.errors import UnsupportedOperation
 # -------------------------------------------------------------------------------------- operations
 
 Rule = Callable[..., Any]
+Own = TypeVar("Own", bound=Rule)
 RULES: dict[str, Rule] = {}
 """{operation of ATen: what it is for pairs}. Arguments are as in the graph, with pairs in place of
 float64 tensors and tensors of other types as they are."""
 
 
-def _rule(*names: str) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
+def _rule(*names: str) -> Callable[[Own], Own]:
+    def register(rule: Own) -> Own:
         for name in names:
             RULES[name] = rule
         return rule
@@ -336,7 +337,7 @@ class _Inlined:
             if inner.op == "placeholder":
                 of[inner] = next(places)
             elif inner.op == "output":
-                return [of[part] for part in inner.args[0]]  # type: ignore[index, union-attr]
+                return [of[part] for part in inner.args[0]]
             else:
                 copy = self.graph.node_copy(inner, of.__getitem__)
                 if inner.op == "get_attr":

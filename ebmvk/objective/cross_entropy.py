@@ -104,8 +104,7 @@ def _compiled(
         # The first chunk adds to nothing, so that one chunk is three products and no more.
         product = pull.to(dtype).t() @ part
         of_points, of_bias = (of_points + product, of_bias + pull.sum(0)) if start else (product, pull.sum(0))
-    joined = (torch.cat(found) for found in (losses, of_query))
-    return *joined, of_points, of_bias
+    return torch.cat(losses), torch.cat(of_query), of_points, of_bias
 
 
 def _fake(query: Tensor, points: Tensor, bias: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
