@@ -170,6 +170,10 @@ class Loop:
     reduced: int
     stores: tuple[Store, ...]
 
+    def __repr__(self) -> str:
+        """Without its expressions: they share parts, so that all of their text has no bound."""
+        return f"Loop(shape={self.shape}, reduced={self.reduced}, {len(self.stores)} stores)"
+
     @property
     def parallel(self) -> tuple[int, ...]:
         return self.shape[: len(self.shape) - self.reduced]

@@ -89,7 +89,8 @@ def test_a_step_is_one_submission_that_moves_tokens_and_a_loss(nanogpt: tuple[Co
     assert ran.dispatches + ran.copies <= 60
     assert ran.bytes_up <= 4 * 2 * 3 * 8 + 4 * runner.recorder.alignment
     assert ran.bytes_down <= runner.recorder.alignment
-    assert runner.plan.settled.copies == [], "all weights and moments are updated in place"
+    copies = runner.plan.settled.copies
+    assert copies == [], "all weights and moments are updated in place"
 
 
 @pytest.mark.parametrize("options", [{"alias": False}, {"poison": True}])
