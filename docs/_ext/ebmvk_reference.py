@@ -182,7 +182,6 @@ def layers() -> Iterator[str]:
     rows: list[tuple[str, dict[str, Any], int]] = [(f"`--model {name}`", {"model": name}, 1) for name in MODELS]
     first = next(name for name in MODELS if why_on_host(schema.replace(asked, {"model": name})) is None)
     rows += [
-        ("`--use-moe` with `tinygpt` or `minillm`", {"model": "tinygpt", "use_moe": True}, 1),
         ("`--precision bfloat16`", {"model": first, "precision": "bfloat16"}, 1),
         ("several processes", {"model": first}, 2),
         ("`--device auto`, if it takes Vulkan", {"model": first, "device": "auto"}, 1),

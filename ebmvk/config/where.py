@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ebmvk.config.schema import Config
 
-MODELS_ON_DEVICE = ("plain", "tinygpt", "minillm")
+MODELS_ON_DEVICE = ("ebm", "plain", "tinygpt", "minillm")
 """The models whose training step is compiled for a Vulkan device."""
 
 _WHY: tuple[tuple[Callable[[Config, int], bool], str], ...] = (
@@ -21,7 +21,6 @@ _WHY: tuple[tuple[Callable[[Config, int], bool], str], ...] = (
         lambda config, _: config.model.model not in MODELS_ON_DEVICE,
         "the model {model} isn't compiled for Vulkan yet",
     ),
-    (lambda config, _: config.model.use_moe, "experts aren't compiled for Vulkan yet"),
     (lambda _, ranks: ranks > 1, "{ranks} processes can't share a step on Vulkan devices yet"),
     (
         lambda config, _: config.training.precision != "float32",

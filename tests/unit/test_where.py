@@ -33,7 +33,6 @@ def test_a_device_trains_the_models_of_the_table(model: str, device: str) -> Non
     ("values", "ranks", "said"),
     [
         ({"device": "auto"}, 1, "--device vulkan"),
-        ({"model": "tinygpt", "use_moe": True}, 1, "experts"),
         ({}, 2, "2 processes"),
         ({"precision": "bfloat16"}, 1, "--precision float32"),
     ],
@@ -48,7 +47,7 @@ def test_the_line_of_the_device_says_where_layers_are_trained() -> None:
     assert _where(device, asked(), ALONE) == "asked for"
     backend.name = "vulkan"
     assert "the layers train there" in _where(device, asked(), ALONE)
-    assert "the layers run on the CPU: the model ebm" in _where(device, asked(model="ebm"), ALONE)
+    assert "the layers run on the CPU: the model infinito" in _where(device, asked(model="infinito"), ALONE)
 
 
 @pytest.mark.parametrize("native", ["float32", "bfloat16"])
