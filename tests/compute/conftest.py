@@ -3,6 +3,26 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "ops"))
+
+
+@pytest.fixture(scope="module")
+def recorder() -> Iterator[Any]:
+    """A device with guard bands, poison and validation, which must have found nothing at the end.
+
+    lavapipe compiles kernels at their first run, which may take long on a busy machine.
+    """
+    from vulkan_open import open_vulkan
+
+    from ebmvk.engine.recording import Recorder
+
+    made = Recorder(open_vulkan(validate=True, guard=True, timeout_seconds=900.0))
+    yield made
+    assert made.backend._engine.damaged_guards() == ""
+    assert made.backend._engine.take_messages() == []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Claim:
-    """What is claimed of an operation: all its samples, and their gradients where torch has any.
+    """The claims for an operation: all its samples, and their gradients where torch has any.
 
     refused: words of the error that some samples get instead; empty if none do. gradients: False
     if none are claimed. no_gradient: as `refused`, for gradients. only_floats: positions may differ

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,15 +19,6 @@ from ebmvk.errors import ArgumentError, DeviceError, DeviceLost, OutOfMemory
 HOST_MEMORY, LOST = -1, -4  # VkResult
 TOLERANCE = 1e-5
 """Relative to the largest value of a result: sums of at most 7 terms, a chain of some roundings."""
-
-
-@pytest.fixture(scope="module")
-def recorder() -> Any:
-    """With guard bands, poison and validation."""
-    made = Recorder(open_vulkan(validate=True, guard=True))
-    yield made
-    assert made.backend._engine.damaged_guards() == ""
-    assert made.backend._engine.take_messages() == []
 
 
 def prepared(compiled: Compiled, leaves: list[Array]) -> dict[int, Array]:

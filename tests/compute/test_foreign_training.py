@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import foreign
@@ -22,15 +22,6 @@ TRANSFORMERS = {"gpt2": foreign.gpt2, "llama": foreign.llama}
 FROZEN = {"gpt2": ("transformer.wte", "mlp.c_fc", "ln_1"), "llama": ("embed_tokens", "mlp.up_proj", "input_layernorm")}
 """Parts of the names of weights that stay as they are: the embedding (GPT-2's head is the same
 tensor), products and norms."""
-
-
-@pytest.fixture(scope="module")
-def recorder() -> Iterator[Recorder]:
-    """With guard bands, poison and validation."""
-    made = Recorder(open_vulkan(validate=True, guard=True, timeout_seconds=600.0))
-    yield made
-    assert made.backend._engine.damaged_guards() == ""
-    assert made.backend._engine.take_messages() == []
 
 
 def trained(

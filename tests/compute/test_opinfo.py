@@ -8,7 +8,7 @@ pytest -m slow tests/compute/test_opinfo.py
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -17,7 +17,6 @@ import opinfo
 import pytest
 import torch
 from opinfo_claims import CLAIMS, LEFT_OUT, Claim
-from vulkan_open import open_vulkan
 
 from ebmvk.compute import decompose, oracle, primitives
 from ebmvk.compute.capture import graph_of
@@ -48,16 +47,8 @@ def operations() -> dict[str, Any]:
     return {op.full_name: op for op in op_db if torch.float32 in op.supported_dtypes("cpu")}
 
 
-@pytest.fixture(scope="module")
-def recorder() -> Iterator[Recorder]:
-    made = Recorder(open_vulkan(validate=True, guard=True, timeout_seconds=600.0))
-    yield made
-    assert made.backend._engine.damaged_guards() == ""
-    assert made.backend._engine.take_messages() == []
-
-
 def off(got: np.ndarray[Any, Any], exact: torch.Tensor, own: torch.Tensor, share: float) -> str:
-    """What is wrong with a result, or nothing. Floats may be off by `share` of the largest element
+    """The fault of a result, or "". Floats may be off by `share` of the largest element
     or by four times torch's own error in float32. Infinities and NaN agree with one of both."""
     want, float32 = exact.numpy(), own.numpy()
     if got.shape != float32.shape:
@@ -74,7 +65,7 @@ def off(got: np.ndarray[Any, Any], exact: torch.Tensor, own: torch.Tensor, share
 
 
 def check(parts: Sequence[opinfo.Sample], claim: Claim, *, gradients: bool, recorder: Recorder | None = None) -> str:
-    """What is wrong with samples that are compiled as one function, or nothing."""
+    """The fault of samples that are compiled as one function, or ""."""
     function, inputs = opinfo.together(parts, gradients=gradients)
     own = [result.detach() for result in function(*inputs)]
     exact = own if claim.float32 else [result.detach() for result in opinfo.in_float64(function, inputs)]

@@ -90,13 +90,6 @@ def test_integration_in_pairs_is_that_of_float64(units: int, rank: int) -> None:
     assert float((slope - exact).norm() / exact.norm()) <= 1e-9
 
 
-@pytest.fixture(scope="module")
-def recorder() -> Recorder:
-    from vulkan_open import open_vulkan
-
-    return Recorder(open_vulkan(validate=True, guard=True, timeout_seconds=900))
-
-
 @pytest.mark.parametrize(("units", "rank"), UNITS)
 def test_a_device_finds_the_weakest_cut_and_its_gradient(units: int, rank: int, recorder: Recorder) -> None:
     """As in float64, for any rank of the covariance."""
