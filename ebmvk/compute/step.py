@@ -145,9 +145,12 @@ class CompiledStep:
         """
         return self._ready(batch, scalars, making)[0]
 
-    def run(self, batch: Tree, scalars: Tree) -> Tree:
-        """One step; returns its record. Parameters and state stay on the device."""
-        compiled, leaves = self._ready(batch, scalars)
+    def run(self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None) -> Tree:
+        """One step; returns its record. Parameters and state stay on the device.
+
+        making: as for `ready`.
+        """
+        compiled, leaves = self._ready(batch, scalars, making)
         fed = {position: _array(leaves[position]) for position in range(compiled.layout.kept, len(leaves))}
         with _Operations() as operations:
             result = compiled.runner.run(fed)

@@ -83,14 +83,14 @@ class DeviceSteps(Steps):
         """See `Steps.take`."""
         given, lr = self._batch(tokens, step), optim.lr_at(step, self.config.training)
         scalars = self._scalars(lr, self._count + 1)
-        record, why = self._attempted(lambda: (self._compile(given, scalars), self._step.run(given, scalars))[1])
+        record, why = self._attempted(lambda: self._step.run(given, scalars, self._making))
         if record is None:
             raise self._out_of_memory(tokens, step, why)
         values = {name: float(value) for name, value in record.items() if name != "sample"}
         if not values.pop("finite"):
             raise self._non_finite(tokens, step, values)
         self._count, self._ahead = self._count + 1, True
-        sample = record.get("sample", torch.zeros(0))[: self._sampled(tokens, step)]
+        sample = record.get("sample", torch.zeros(0))[: self._sampled(tokens)]
         parts = {name.removeprefix("part."): value for name, value in values.items() if name.startswith("part.")}
         return Taken(values["total"], parts, values["norm"], lr, sample, self._did())
 
@@ -137,7 +137,7 @@ class DeviceSteps(Steps):
         seed = self.config.run.seed
         return prepare(self.model, tokens, self.config, seed=seed, step=step, share=share, fixed=True)
 
-    def _sampled(self, tokens: Tensor, step: int) -> int:  # noqa: ARG002
+    def _sampled(self, tokens: Tensor) -> int:
         """The number of positions that consolidation sees; the rest of the sample is padding."""
         return min(samples(self.config), int((tokens[:, 1:] >= 0).sum()))
 
@@ -146,7 +146,10 @@ class DeviceSteps(Steps):
         return {"lr": torch.tensor(lr), "count": torch.tensor(float(count))}
 
     def _compile(self, given: Tree, scalars: Tree) -> Any:
-        return self._step.ready(given, scalars, lambda: self._doing("compiling a step for the device"))
+        return self._step.ready(given, scalars, self._making)
+
+    def _making(self) -> None:
+        self._doing("compiling a step for the device")
 
     def _did(self) -> dict[str, Any]:
         ran = self._step.ran

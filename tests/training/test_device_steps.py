@@ -221,7 +221,8 @@ def test_a_batch_that_does_not_fit_is_an_error_that_names_one_that_does(
             raise OutOfMemory("no room for 7 bytes", hint="-")
         return "compiled"
 
-    monkeypatch.setattr(steps._step, "ready", none)
+    for name in ("run", "ready"):  # a step, then the batches that are tried
+        monkeypatch.setattr(steps._step, name, none)
     with pytest.raises(BatchTooLarge) as error:
         trainer.step()
     assert tried == [2, 1]
