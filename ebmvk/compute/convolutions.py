@@ -23,13 +23,19 @@ def _columns(
     """What each place of the kernel sees: (batch, channels, places of the kernel, outputs)."""
     widths = [width for size in reversed(padding) for width in (size, size)]
     padded = torch.nn.functional.pad(x, widths) if any(widths) else x
-    seen = []
-    for place in _places(kernel):
-        part = padded
-        for axis, (at, step, gap, count) in enumerate(zip(place, stride, dilation, outputs, strict=True)):
-            part = part[(slice(None),) * (axis + 2) + (slice(at * gap, at * gap + step * (count - 1) + 1, step),)]
-        seen.append(part)
+    seen = [_seen(padded, place, outputs, stride, dilation) for place in _places(kernel)]
     return torch.stack(seen, 2).reshape(x.shape[0], x.shape[1], len(seen), math.prod(outputs))
+
+
+def _seen(
+    padded: torch.Tensor, place: Sequence[int], outputs: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> torch.Tensor:
+    """What one place of the kernel sees along the last axes."""
+    first = padded.dim() - len(place)
+    for axis, (at, step, gap, count) in enumerate(zip(place, stride, dilation, outputs, strict=True), first):
+        begin = at * gap
+        padded = padded[(slice(None),) * axis + (slice(begin, begin + step * (count - 1) + 1, step),)]
+    return padded
 
 
 def _places(kernel: Sequence[int]) -> list[tuple[int, ...]]:
@@ -246,11 +252,7 @@ def avg_pool(
     padded = torch.nn.functional.pad(x, widths)
     total = torch.zeros(())
     for place in _places(kernel):
-        part = padded
-        for axis, (at, step, count) in enumerate(zip(place, stride, counts, strict=True)):
-            index = slice(at, at + step * (count - 1) + 1, step)
-            part = part[(slice(None),) * (x.dim() - rank + axis) + (index,)]
-        total = total + part
+        total = total + _seen(padded, place, counts, stride, [1] * rank)
     return total / _shares(size, kernel, stride, padding, counts, not count_include_pad, divisor_override)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ebmvk.compute.expr import children, rewrite, walk
 from ebmvk.compute.ir import DType, Expr, Load, Loop, Reduce, Store, Tensor, View
+from ebmvk.compute.rewrite import dense_strides
 from ebmvk.compute.rows import Part
 from ebmvk.compute.tiling import ENOUGH, Tile
 
@@ -41,11 +42,7 @@ def part_of(rows: int, length: int, tile: Tile) -> Part | None:
 
 
 def _dense(tensor: Tensor, shape: tuple[int, ...]) -> View:
-    strides, step = [0] * len(shape), 1
-    for axis in reversed(range(len(shape))):
-        strides[axis] = step
-        step *= shape[axis]
-    return View(tensor, shape, tuple(strides), 0)
+    return View(tensor, shape, dense_strides(shape), 0)
 
 
 def _depths(roots: list[Expr]) -> dict[int, list[Reduce]]:

@@ -86,8 +86,8 @@ def _in_chunks(
 def _compiled(
     query: Tensor, points: Tensor, bias: Tensor, targets: Tensor, weights: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reference` as a compiled step computes it: of so many rows at a time that logits are bounded
-    by COMPILED_ELEMENTS, with operations that fuse into one pass over them."""
+    """`reference` as a compiled step computes it: of COMPILED_ELEMENTS logits at a time, with
+    operations that fuse into one pass over them."""
     narrow, words = points.to(dtype), torch.arange(len(points), device=points.device)
     size = max(1, COMPILED_ELEMENTS // len(points))
     losses, of_query, of_points, of_bias = [], [], torch.zeros_like(points), torch.zeros_like(bias)
