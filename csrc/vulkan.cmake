@@ -93,5 +93,7 @@ file(GLOB vulkan_sources CONFIGURE_DEPENDS
 pybind11_add_module(_vulkan MODULE ${vulkan_sources})
 ebmvk_add_shaders(_vulkan)
 target_link_libraries(_vulkan PRIVATE ebmvk_kompute ebmvk_warnings Threads::Threads ${CMAKE_DL_LIBS})
+target_precompile_headers(_vulkan PRIVATE <vulkan/vulkan.hpp>)  # three quarters of the time of each source
+set_source_files_properties("${PROJECT_BINARY_DIR}/shaders/kernels.cpp" PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
 install(TARGETS _vulkan DESTINATION ebmvk)
 message(STATUS "ebmvk: _vulkan is built with Kompute ${KOMPUTE_VERSION} from ${kompute_root}")

@@ -198,14 +198,19 @@ def test_the_newest_checkpoint_is_named_if_nothing_can_be_written(
     assert "a checkpoint of step 7 could not be written either: the newest one is of step 4" in said.err
 
 
-def _training_on_a_terminal(begun: Sequence[object], run: Path) -> tuple[subprocess.Popen[bytes], int]:
+@contextlib.contextmanager
+def _training_on_a_terminal(begun: Sequence[object], run: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A process in its first steps, and the other end of its terminal."""
     leader, terminal = pty.openpty()
     process = subprocess.Popen(program(*begun, *ENDLESS), stdout=terminal, stderr=terminal, start_new_session=True)
     os.close(terminal)
-    while not (run / "metrics.jsonl").exists() or not rows(run, "step"):
-        os.read(leader, 1 << 16)
-    return process, leader
+    try:
+        while not (run / "metrics.jsonl").exists() or not rows(run, "step"):
+            os.read(leader, 1 << 16)
+        yield process, leader
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture
@@ -220,24 +225,24 @@ def heeds_hangup() -> Iterator[None]:
 def test_closing_the_terminal_saves_the_run(begun: Sequence[object], tmp_path: Path) -> None:
     """Hung up while it prints: SIGHUP comes twice, and writing to the terminal fails."""
     run = tmp_path / "run"
-    process, leader = _training_on_a_terminal(begun, run)
-    process.send_signal(signal.SIGHUP)
-    process.send_signal(signal.SIGHUP)
-    os.close(leader)
-    assert process.wait(60) == INTERRUPTED
+    with _training_on_a_terminal(begun, run) as (process, leader):
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGHUP)
+        os.close(leader)
+        assert process.wait(60) == INTERRUPTED
     assert step_folders(run)[0].name == f"step-{rows(run, 'step')[-1]['step']}"
 
 
 def test_a_run_outlives_a_terminal_that_closes_without_a_signal(begun: Sequence[object], tmp_path: Path) -> None:
     """As a background job of a shell that has gone: writing fails, and no SIGHUP comes."""
     run = tmp_path / "run"
-    process, leader = _training_on_a_terminal(begun, run)
-    os.close(leader)
-    closed_at = rows(run, "step")[-1]["step"]
-    while process.poll() is None and rows(run, "step")[-1]["step"] < closed_at + 200:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == INTERRUPTED
+    with _training_on_a_terminal(begun, run) as (process, leader):
+        os.close(leader)
+        closed_at = rows(run, "step")[-1]["step"]
+        while process.poll() is None and rows(run, "step")[-1]["step"] < closed_at + 20:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == INTERRUPTED
     assert step_folders(run)[0].name == f"step-{rows(run, 'step')[-1]['step']}"
 
 
