@@ -8,9 +8,9 @@ import tomllib
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
-from ebmvk.config.schema import SECTION_OF, Config, Source, items, nearest, replace
+from ebmvk.config.schema import SECTION_OF, Config, Source, hints, items, nearest, replace
 from ebmvk.errors import ConfigError
 
 
@@ -65,7 +65,7 @@ def _coerce(name: str, value: Any, where: str) -> Any:
 
     An integer may stand for a float; nothing else converts.
     """
-    hint = get_type_hints(type(getattr(Config(), SECTION_OF[name])))[name]
+    hint = hints()[name]
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for option in options:
         if get_origin(option) is Literal:

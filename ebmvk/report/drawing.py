@@ -140,26 +140,28 @@ def _heads(chart: Heads, name: str, salt: str) -> str:
     told = _numbered(chart.tokens, round(width * 15))
     with figure_of(salt, (width, 1.65 * len(parts) + 0.15 * len(told)), grid=False) as figure:
         grid = figure.subplots(len(parts), heads, squeeze=False)
-        for cells, (label, maps, own) in zip(grid, parts, strict=True):
+        below = [len(maps) for _, maps, _ in parts[1:]] + [0]
+        for cells, (label, maps, own), under in zip(grid, parts, below, strict=True):
             for axes in cells[len(maps) :]:
                 axes.set_visible(False)
-            for axes, weights, title in zip(cells, maps, own, strict=False):
-                _head(axes, weights, title)
+            for i, (axes, weights, title) in enumerate(zip(cells, maps, own, strict=False)):
+                _head(axes, weights, title, across=i >= under, down=i == 0)
             cells[0].set_ylabel(label, fontsize=8)
         if told:
             figure.supxlabel("\n".join(told), x=0.01, ha="left", fontsize=8, color=INK)
         return svg_of(figure, name, least=1.35, most=1.6)  # the text of these pictures is small
 
 
-def _head(axes: Axes, weights: Any, title: str) -> None:
+def _head(axes: Axes, weights: Any, title: str, *, across: bool, down: bool) -> None:
+    """across, down: number the positions there. The maps beside and above share the numbers."""
     colour = np.zeros((*np.shape(weights), 4))
     colour[..., :3] = HEAT
     colour[..., 3] = np.sqrt(np.asarray(weights, dtype=float))
     axes.imshow(colour, interpolation="nearest")
     axes.set_title(title, fontsize=8, color=INK, pad=2)
     places = range(0, len(weights), max(1, len(weights) // 4))
-    axes.set_xticks(places, [f"{place + 1}" for place in places], fontsize=7)
-    axes.set_yticks(places, [f"{place + 1}" for place in places], fontsize=7)
+    axes.set_xticks(places if across else [], [f"{place + 1}" for place in places if across], fontsize=7)
+    axes.set_yticks(places if down else [], [f"{place + 1}" for place in places if down], fontsize=7)
     axes.tick_params(length=0, pad=1)
 
 

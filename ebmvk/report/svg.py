@@ -100,6 +100,10 @@ def svg_of(figure: Figure, name: str, least: float = LEGIBLE, most: float | None
 
     name: for readers who can't see it. least, most: pixels per point.
     """
+    layout = figure.get_layout_engine()
+    assert layout is not None  # figure_of gives one
+    layout.execute(figure)
+    figure.set_layout_engine("none")  # or else savefig draws everything once more for it
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
