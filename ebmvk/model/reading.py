@@ -4,12 +4,58 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ebmvk.data.windows import TokenStream, evaluation_windows
-from ebmvk.model.language import Context, LanguageModel
+from ebmvk.model.language import Context, LanguageModel, TokenLaw
+
+
+class Layers(Protocol):
+    """What runs a model's layers over the windows of a text: torch, or programs on a device.
+
+    Dropout is off. ArgumentError: the stride is out of range.
+    """
+
+    def log_p(self, stream: TokenStream, *, context: int, stride: int) -> Iterator[Tensor]:
+        """log p of each token but the first, in order: parts (m,) float32."""
+        ...
+
+    def contexts(self, stream: TokenStream, *, context: int, stride: int) -> Iterator[tuple[Context, Tensor]]:
+        """Contexts (1, m, d) in order, and the tokens (m,) that followed them."""
+        ...
+
+    def did(self) -> dict[str, Any]:
+        """What a device has done for it since the last call, as JSON values; torch does nothing
+        there."""
+        ...
+
+
+@dataclass(frozen=True)
+class TorchLayers:
+    """Reads with torch; see `Layers`."""
+
+    model: LanguageModel
+    device: torch.device
+
+    def log_p(self, stream: TokenStream, *, context: int, stride: int) -> Iterator[Tensor]:
+        """See `Layers.log_p`."""
+        law = TokenLaw(self.model)
+        for seen, following in self.contexts(stream, context=context, stride=stride):
+            with torch.no_grad():
+                found = law.of(seen.query[0], following)
+            yield found
+
+    def contexts(self, stream: TokenStream, *, context: int, stride: int) -> Iterator[tuple[Context, Tensor]]:
+        """See `Layers.contexts`."""
+        return contexts(self.model, stream, context=context, stride=stride, device=self.device)
+
+    def did(self) -> dict[str, Any]:
+        """Nothing; see `Layers.did`."""
+        return {}
 
 
 def states(
@@ -38,7 +84,7 @@ def states(
     return found
 
 
-_TOKENS_AT_ONCE = 2048  # tokens read at once: the largest array then has 21 MB at --size base
+TOKENS_AT_ONCE = 2048  # tokens read at once: the largest array then has 21 MB at --size base
 
 
 def contexts(
@@ -76,7 +122,7 @@ def contexts(
 
 def _batches(stream: TokenStream, context: int, stride: int) -> Iterator[tuple[Tensor, int]]:
     """Stacks of windows of equal shape, each with as many windows as are read at once."""
-    rows = max(1, _TOKENS_AT_ONCE // context)
+    rows = max(1, TOKENS_AT_ONCE // context)
     group: list[Tensor] = []
     shape = (0, 0)
     for tokens, first in evaluation_windows(stream, context, stride):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ebmvk.compute.function import compile_function
 from ebmvk.compute.step import CompiledStep, compile_step
 from ebmvk.config.schema import Config
 from ebmvk.engine.device import Device
@@ -23,6 +25,7 @@ from ebmvk.errors import BatchTooLarge, CheckpointError, NonFinite, OutOfMemory
 from ebmvk.host.resources import amount
 from ebmvk.memory.while_training import sampled, samples
 from ebmvk.model.language import LanguageModel
+from ebmvk.model.on_device import DeviceLayers
 from ebmvk.monitoring.advice import is_out_of_memory
 from ebmvk.objective.batch import Batch, prepare
 from ebmvk.ranks import Share
@@ -51,6 +54,7 @@ class DeviceSteps(Steps):
         self.device, self._recovery, self._doing = device, recovery, doing
         self._pure = Step(model, config, Traceable())
         self._step: CompiledStep = compile_step(self._called, device=device.backend)
+        self._layers: DeviceLayers | None = None
         self._ahead = False  # the device has taken steps that the host doesn't know
         self._count = 0  # updates so far
         self._start()
@@ -58,8 +62,21 @@ class DeviceSteps(Steps):
     def resized(self, config: Config) -> DeviceSteps:
         """Weights and moments on the device are shared."""
         other = copy.copy(self)
-        other.config = config
+        other.config, other._layers = config, None
         return other
+
+    def layers(self) -> DeviceLayers:
+        """See `Steps.layers`. They read the weights on the device, in batches of a pass.
+
+        Raises BatchTooLarge as `take`, if the step has no program yet and can't have one.
+        """
+        training = self.config.training
+        if not self._step.programs:
+            list(self.plan(torch.zeros(training.windows_per_step, self.config.data.seq_length + 1, dtype=torch.int64)))
+        if self._layers is None:
+            compiled = partial(compile_function, of=self._step)
+            self._layers = DeviceLayers(self.model, compiled, training.batch_size, self._doing)
+        return self._layers
 
     def restore(self, found: Checkpoint) -> None:
         """See `Steps.restore`."""
@@ -177,7 +194,8 @@ class DeviceSteps(Steps):
 
         def fits(rows: int) -> bool:
             passes = min(2, len(tokens) // rows)  # two, so that sums of gradients are there
-            self._step = compile_step(self._called, device=self.device.backend, check=False)  # frees what was there
+            self._layers = None  # its programs, too, hold what the next line frees
+            self._step = compile_step(self._called, device=self.device.backend, check=False)
             self._start()
             given = self._batch(tokens[: passes * rows], step, passes)
             return self._attempted(lambda: self._compile(given, self._scalars(0.0, 1)))[0] is not None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ebmvk.config.schema import Config
 from ebmvk.model.language import LanguageModel
+from ebmvk.model.reading import Layers
 from ebmvk.runs import checkpoint
 from ebmvk.runs.checkpoint import Checkpoint
 from ebmvk.training.optim import Optimizer
@@ -66,6 +67,10 @@ class Steps(ABC):
 
     def settle(self) -> None:  # noqa: B027  # on the host there is nothing to do
         """Bring `model` and `optimizer` up to date. Raises DeviceError if the device lost them."""
+
+    @abstractmethod
+    def layers(self) -> Layers:
+        """What reads texts with the weights as they are now, also if `model` has older ones."""
 
     def restore(self, found: Checkpoint) -> None:
         """Continue with the weights and moments of a checkpoint.

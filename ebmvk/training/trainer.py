@@ -329,8 +329,10 @@ class Trainer:
         the best so far.
         """
         self.monitor.doing("evaluating")
-        self.steps.settle()
-        found, measured = self.evaluations.part()
+        layers = self.steps.layers()
+        found, did = self.evaluations.part(layers), layers.did()
+        self.steps.settle()  # the rest reads the weights on the host
+        measured = self.evaluations.details() | ({"device": did} if did else {})
         step, best = self.progress.step, self.progress.best_nats
         # Nats per token can only be compared over the same tokens; --eval-tokens may have changed.
         improved = best is None or self.progress.best_tokens != found.tokens or found.nats_per_token < best
@@ -351,8 +353,8 @@ class Trainer:
     def _finish(self) -> None:
         """Measure the whole validation split, and the trigram on the same tokens."""
         self.monitor.doing("evaluating all of the validation text")
+        found, base = self.evaluations.whole(self.steps.layers())
         self.steps.settle()
-        found, base = self.evaluations.whole()
         counts = counts_record(self.device.backend)
         gain = self.soc.gain() if self.soc else None
         if self.progress.step < self.config.training.steps:

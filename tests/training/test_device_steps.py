@@ -11,6 +11,7 @@ import pytest
 import torch
 from vulkan_open import open_vulkan
 
+from ebmvk.compute.function import CompiledFunction, compile_function
 from ebmvk.compute.step import CompiledStep, compile_step
 from ebmvk.config.schema import Config, replace
 from ebmvk.data.datasets import resolve
@@ -20,6 +21,7 @@ from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.engine.device import Device
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import BatchTooLarge, DeviceLost, NonFinite, OutOfMemory
+from ebmvk.model.reading import TorchLayers
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.runs.checkpoint import Checkpoint, load
 from ebmvk.runs.folder import new_model
@@ -58,7 +60,7 @@ def vulkan() -> Device:
 
 
 @pytest.fixture(autouse=True)
-def same_program(monkeypatch: pytest.MonkeyPatch, programs: dict[str, CompiledStep]) -> None:
+def same_program(monkeypatch: pytest.MonkeyPatch, programs: dict[str, Any]) -> None:
     """Trainers of one model share a program: to compile it takes most of the time."""
 
     def shared(step: Any, *, device: Any, check: bool = True) -> CompiledStep:
@@ -69,10 +71,19 @@ def same_program(monkeypatch: pytest.MonkeyPatch, programs: dict[str, CompiledSt
         return programs[name]
 
     monkeypatch.setattr(device_steps, "compile_step", shared)
+    functions: dict[tuple[int, str], CompiledFunction] = programs.setdefault("functions", {})
+
+    def shared_function(function: Any, *, of: CompiledStep) -> CompiledFunction:
+        key = (id(of), function.__name__)
+        if key not in functions:
+            functions[key] = compile_function(function, of=of)
+        return functions[key]
+
+    monkeypatch.setattr(device_steps, "compile_function", shared_function)
 
 
 @pytest.fixture(scope="module")
-def programs() -> Iterator[dict[str, CompiledStep]]:
+def programs() -> Iterator[dict[str, Any]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small matrices only wait for one another's threads
     yield {}
@@ -159,6 +170,11 @@ def test_a_device_trains_as_the_processor_does(model: str, runs: Runs) -> None:
     for event in ("eval", "end"):
         for own, other in zip(rows(ours, event), rows(cpu, event), strict=True):
             assert abs(own["validation"]["nats_per_token"] - other["validation"]["nats_per_token"]) <= NATS
+    for row in rows(ours, "eval"):  # 60 tokens, in batches of two windows; no weights are copied
+        did = row["device"]
+        assert (did["cpu_ops"], did["submissions"]) == (0, 3)
+        assert 0 < did["bytes_up"] + did["bytes_down"] <= 3 * (3 * 4 * 2 * 10 + 3 * 256)
+    assert all("device" not in row for row in rows(cpu, "eval"))
     if ours.soc and cpu.soc:
         assert set(found.soc) == set(wanted.soc)
         mine, other = (run.soc.consolidation.store for run in (ours, cpu) if run.soc)
@@ -183,6 +199,24 @@ def test_a_checkpoint_continues_on_another_device(first: str, then: str, runs: R
     for own, wanted in zip(rows(other, "step"), rows(same, "step"), strict=True):
         assert own["step"] == wanted["step"]
         assert abs(own["loss"] - wanted["loss"]) <= NATS
+
+
+def test_an_evaluation_reads_the_weights_on_the_device(runs: Runs) -> None:
+    """Before the first step, too; the host's are older. The text doesn't fill its last batch."""
+    trainer = runs.trainer("plain", "vulkan")
+    part = trainer.streams.validation.take(44)
+    how: Any = {"context": 10, "stride": 5}
+    for _ in range(2):
+        steps = trainer.steps
+        assert isinstance(steps, DeviceSteps)
+        found = torch.cat(list(steps.layers().log_p(part, **how)))
+        states = torch.cat([seen.h[0] for seen, _ in steps.layers().contexts(part, **how)])
+        steps.settle()
+        host = TorchLayers(trainer.model, torch.device("cpu"))
+        assert (found - torch.cat(list(host.log_p(part, **how)))).abs().max() <= NATS
+        assert (states - torch.cat([seen.h[0] for seen, _ in host.contexts(part, **how)])).abs().max() <= NATS
+        trainer.step()
+    assert steps._ahead
 
 
 def test_what_is_not_finite_changes_nothing_and_is_named(runs: Runs) -> None:
