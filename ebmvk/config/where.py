@@ -51,6 +51,8 @@ def why_read_on_host(config: Config, device: str) -> str | None:
     config: of the run. device: the value of `--device`. The run's own device and precision don't
     matter: texts are read in float32.
     """
+    if device == "auto":
+        return "for a short text, compiling takes longer than reading; --device vulkan moves them"
     return why_on_host(replace(config, {"device": device, "precision": "float32"}))
 
 

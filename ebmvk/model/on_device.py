@@ -108,7 +108,7 @@ def log_p_of(model: LanguageModel) -> Function:
         size = max(1, LOGITS_AT_ONCE // model.vocab_size)
         found = [
             torch.log_softmax(torch.addmm(model.bias, part, outputs), -1).gather(-1, target[:, None])[:, 0]
-            for part, target in zip(query.split(size), targets.flatten().split(size), strict=True)
+            for part, target in zip(torch.split(query, size), torch.split(targets.flatten(), size), strict=True)
         ]
         return torch.cat(found).view_as(tokens)
 

@@ -68,16 +68,22 @@ def states(
     device: torch.device,
     bfloat16: bool = False,
     dtype: torch.dtype = torch.float32,
+    layers: Layers | None = None,
 ) -> list[Tensor]:
     """The results of `contexts` for a whole text, on the CPU.
 
-    names: fields of `Context`; each gives a tensor (n - 1, d) in `dtype`.
+    names: fields of `Context`; each gives a tensor (n - 1, d) in `dtype`. layers: what runs the
+    layers, in float32; by default torch on `device`.
 
     Raises:
         ArgumentError: stride out of range.
     """
     found, at = [torch.empty(len(stream) - 1, model.config.latent_dim, dtype=dtype) for _ in names], 0
-    for seen, following in contexts(model, stream, context=context, stride=stride, device=device, bfloat16=bfloat16):
+    if layers:
+        read = layers.contexts(stream, context=context, stride=stride)
+    else:
+        read = contexts(model, stream, context=context, stride=stride, device=device, bfloat16=bfloat16)
+    for seen, following in read:
         for whole, name in zip(found, names, strict=True):
             whole[at : at + len(following)] = getattr(seen, name)[0]
         at += len(following)

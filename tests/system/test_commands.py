@@ -411,6 +411,13 @@ def test_training_on_vulkan_dispatches_there(ebmvk: Command, tiny: Path, text: P
     counts = rows(run, "end")[0]["counts"]
     assert all(counts[op]["dispatches"] > 0 for op in ("topk", "energy_score", "langevin")), counts
     assert "vulkan" in rows(run, "start")[0]["device"]
+    found = []
+    for where in ("vulkan", "cpu"):
+        said = ebmvk("evaluate", "--checkpoint", run, "--device", where, "--limit", 100)
+        assert said.status == 0, said.err
+        assert ("the layers run there, too" in said.out) == (where == "vulkan")
+        found.append(float(said.out.split("nats per token")[1].split()[0]))
+    assert found[0] == pytest.approx(found[1], abs=2e-5)  # printed with five digits
 
 
 # ---- separators between texts --------------------------------------------------------------------

@@ -165,6 +165,7 @@ def test_a_device_trains_as_the_processor_does(model: str, runs: Runs) -> None:
         assert (did["cpu_ops"], did["submissions"]) == (0, 1)
         tokens = 2 * 4 * ours.config.training.windows_per_step * 10  # of inputs and targets
         assert 0 < did["bytes_up"] + did["bytes_down"] <= tokens + 64 * 1024
+        assert did["bytes_down"] <= 512, "consolidation's sample stays on the device"
         assert did["dispatches"] > 0
         assert "device" not in other
     for event in ("eval", "end"):
@@ -179,14 +180,23 @@ def test_a_device_trains_as_the_processor_does(model: str, runs: Runs) -> None:
         assert set(found.soc) == set(wanted.soc)
         mine, other = (run.soc.consolidation.store for run in (ours, cpu) if run.soc)
         assert (mine is None) == (other is None)
+        for name in ("history.states", "history.tokens", "history.energies", "history.steps"):
+            assert difference(found.soc[name], wanted.soc[name]) <= 1e-4, name  # as the weights
+        (check,) = rows(ours, "soc")
+        assert check["bytes_down"] == 4 * 4 * 40 * 17  # of 4 steps with 40 targets, d + 1 numbers each
 
 
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(runs: Runs) -> None:
     whole = runs.run("plain", "vulkan")
     part = runs.run("plain", "vulkan", stop=2)
     rest = runs.run("plain", "vulkan", saved(part, 2))
+    often = runs.trainer("plain", "vulkan")
+    assert isinstance(often.steps, DeviceSteps)
+    often.steps._slots = 1  # samples are read after each step
+    often.run()
     for name, value in tensors(saved(whole)).items():
         assert torch.equal(tensors(saved(rest))[name], value), name
+        assert torch.equal(tensors(saved(often))[name], value), name
 
 
 @pytest.mark.parametrize(("first", "then"), [("cpu", "vulkan"), ("vulkan", "cpu")])
