@@ -34,7 +34,7 @@ PARTS = ("parameters", "inputs")
 
 
 class Lender(Wanted, Protocol):
-    """What has parameters on a device that functions may read, such as a training step."""
+    """An owner of parameters on a device that functions may read, such as a training step."""
 
     def lent(self) -> tuple[Tree, Runner]:
         """See `CompiledStep.lent`."""
@@ -81,8 +81,7 @@ class CompiledFunction:
     def run(self, inputs: Tree, making: Callable[[], None] = lambda: None) -> Tree:
         """The results for some inputs.
 
-        making: called first if there is no program for their shapes yet, since making one takes a
-            while.
+        making: called first if a program has to be made for their shapes, which takes a while.
         """
         compiled, leaves = self._ready(inputs, making)
         fed = {position: array_of(leaves[position]) for position in range(compiled.layout.kept, len(leaves))}

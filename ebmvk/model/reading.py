@@ -15,7 +15,7 @@ from ebmvk.model.language import Context, LanguageModel, TokenLaw
 
 
 class Layers(Protocol):
-    """What runs a model's layers over the windows of a text: torch, or programs on a device.
+    """Runs a model's layers over the windows of a text: torch does it, or programs on a device.
 
     Dropout is off. ArgumentError: the stride is out of range.
     """

@@ -173,7 +173,8 @@ def test_a_device_trains_as_the_processor_does(model: str, runs: Runs) -> None:
             assert abs(own["validation"]["nats_per_token"] - other["validation"]["nats_per_token"]) <= NATS
     for row in rows(ours, "eval"):  # 60 tokens, in batches of two windows; no weights are copied
         did = row["device"]
-        assert (did["cpu_ops"], did["submissions"]) == (0, 3)
+        assert did["cpu_ops"] == 0
+        assert did["submissions"] >= 3  # more if the device is so slow that its work is cut
         assert 0 < did["bytes_up"] + did["bytes_down"] <= 3 * (3 * 4 * 2 * 10 + 3 * 256)
     assert all("device" not in row for row in rows(cpu, "eval"))
     if ours.soc and cpu.soc:
