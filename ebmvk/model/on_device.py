@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -29,7 +28,8 @@ class DeviceLayers:
     Args:
         model: its weights are those of the programs, which may be newer than its own.
         compiled: makes a program of a function.
-        rows: how many windows are read at once; by default, as many as on a processor.
+        rows: how many windows are read at once; by default, as many as on a processor, or all of a
+            text that has fewer.
         doing: told what takes long.
     """
 
@@ -80,9 +80,10 @@ class DeviceLayers:
     ) -> Iterator[tuple[list[tuple[int, int]], Tensor, Tensor]]:
         """Yields windows as (number of targets, first one that counts), and inputs and targets
         (rows, context). What is behind a window's end is 0; no position sees what comes later."""
-        rows = self.rows or max(1, TOKENS_AT_ONCE // context)
-        windows = evaluation_windows(stream, context, stride)
-        while group := list(islice(windows, rows)):
+        windows = list(evaluation_windows(stream, context, stride))
+        rows = self.rows or min(max(1, TOKENS_AT_ONCE // context), len(windows))
+        for begin in range(0, len(windows), rows):
+            group = windows[begin : begin + rows]
             tokens = torch.zeros(2, rows, context, dtype=torch.int64)
             for row, (window, _) in enumerate(group):
                 tokens[0, row, : len(window) - 1], tokens[1, row, : len(window) - 1] = window[:-1], window[1:]

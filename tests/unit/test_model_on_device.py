@@ -42,7 +42,7 @@ def network(name: str) -> LanguageModel:
     return net
 
 
-def layers(name: str, rows: int) -> DeviceLayers:
+def layers(name: str, rows: int | None) -> DeviceLayers:
     net = network(name)
 
     def compiled(function: Function) -> CompiledFunction:
@@ -79,7 +79,7 @@ def test_programs_read_as_torch_does(name: str) -> None:
     assert own.did() == {}
 
 
-@pytest.mark.parametrize("rows", [1, 3, 50])
+@pytest.mark.parametrize("rows", [1, 3, 50, None])
 def test_the_size_of_batches_changes_nothing(rows: int) -> None:
     net, stream = network("checkpointed"), text([0, 1, 2, 20], 47)
     how: dict[str, Any] = {"context": 7, "stride": 7, "device": CPU}
