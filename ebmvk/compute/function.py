@@ -88,7 +88,7 @@ class CompiledFunction:
         with Operations() as operations:
             result = compiled.runner.run(fed)
         self.cpu_ops, self.ran = operations.count, getattr(result, "ran", None)
-        return compiled.tree(result.outputs)
+        return compiled.recorded(result.outputs)
 
     def ready(self, inputs: Tree, making: Callable[[], None] = lambda: None) -> Compiled:
         """The program that `run` would run, with its parameters in place. making: as for `run`."""

@@ -93,7 +93,7 @@ class Compiled:
     dtypes: list[torch.dtype]
     runner: Runner
 
-    def tree(self, outputs: Mapping[int, Array]) -> Tree:
+    def recorded(self, outputs: Mapping[int, Array]) -> Tree:
         """The record with the values of a run. outputs: by position."""
         values = [
             torch.from_numpy(np.array(outputs[position])).to(dtype)
@@ -165,7 +165,7 @@ class CompiledStep:
             result = compiled.runner.run(fed)
         outputs, self.cpu_ops = result.outputs, operations.count
         self.ran = getattr(result, "ran", None)
-        return compiled.tree(outputs)
+        return compiled.recorded(outputs)
 
     def read(self) -> tuple[Tree, Tree]:
         """Parameters and state as they are now, on the host."""
