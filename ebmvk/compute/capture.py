@@ -60,6 +60,7 @@ def capture(
     *,
     donated: dict[int, int] | None = None,
     others: Sequence[Sequence[torch.Tensor]] | None = None,
+    spare: int = 0,
 ) -> Captured:
     """The graph of a step at the shapes of `examples`.
 
@@ -69,6 +70,7 @@ def capture(
         donated: position of a result -> position of the argument that it replaces.
         others: arguments on which the graph must agree with the step. The default is two sets made
             from the examples. An empty list skips this.
+        spare: how many of the first arguments needn't be used.
 
     Raises:
         ArgumentError: if an argument isn't a tensor, or nothing uses it.
@@ -77,7 +79,7 @@ def capture(
     names = list(names) if names is not None else [f"argument {number}" for number in range(len(examples))]
     require_tensors(names, examples)
     first = _traced(step, examples)
-    _check_graph(first, names)
+    _check_graph(first, names, spare)
     graph = _narrowed(_functional(first, examples))
     for arguments in variations(examples) if others is None else others:
         _agree(step, first, graph, arguments, names)
@@ -292,9 +294,9 @@ def _no_float64(node: fx.Node, what: str) -> UnsupportedOperation:
     )
 
 
-def _check_graph(graph: fx.GraphModule, names: Sequence[str]) -> None:
+def _check_graph(graph: fx.GraphModule, names: Sequence[str], spare: int = 0) -> None:
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    for node, name in zip(placeholders, names, strict=True):
+    for node, name in list(zip(placeholders, names, strict=True))[spare:]:
         if not node.users:
             raise ArgumentError(
                 f"nothing in the step uses {name}",

@@ -13,8 +13,9 @@ from ebmvk.compute.fuse_merge import joined
 from ebmvk.compute.ir import Axis, Call, Const, Expr, Load, LoadAt, Loop, Node, Program, Store, Tensor, View
 from ebmvk.compute.rewrite import Limits, Uses, dense_strides, ordered, reads, with_views, without_dead, writes
 
-ALIGNED = 4
-"""Words at which a member of a block begins."""
+ALIGNED = 64
+"""Words at which a member of a block begins: 256 bytes, the largest alignment that a device may ask
+for. So a program without the block can bind a member by itself."""
 
 
 def direct(program: Program, limits: Limits) -> Program:

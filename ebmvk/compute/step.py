@@ -44,7 +44,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Layout:
-    """The arguments of a step, one after another.
+    """The arguments of a step or a function, one after another.
 
     names: such as "parameters['head.weight']". kept: how many of the first ones are parameters and
     state. dtypes: of torch. spec: their tree.
@@ -57,11 +57,12 @@ class Layout:
     spec: Any
 
     @staticmethod
-    def of(arguments: Sequence[Tree]) -> tuple[Layout, list[torch.Tensor]]:
+    def of(arguments: Sequence[Tree], parts: Sequence[str] = PARTS) -> tuple[Layout, list[torch.Tensor]]:
+        """The layout of some trees, and their leaves. parts: what the trees are called."""
         names: list[str] = []
         leaves: list[Any] = []
         kept = 0
-        for part, tree in zip(PARTS, arguments, strict=True):
+        for part, tree in zip(parts, arguments, strict=True):
             for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
                 names.append(part + pytree.keystr(path))
                 leaves.append(leaf)
@@ -92,8 +93,16 @@ class Compiled:
     dtypes: list[torch.dtype]
     runner: Runner
 
+    def recorded(self, outputs: Mapping[int, Array]) -> Tree:
+        """The record with the values of a run. outputs: by position."""
+        values = [
+            torch.from_numpy(np.array(outputs[position])).to(dtype)
+            for position, dtype in zip(self.results, self.dtypes, strict=True)
+        ]
+        return pytree.tree_unflatten(values, self.record)
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts torch's operations on the host."""
 
     def __init__(self) -> None:
@@ -151,16 +160,12 @@ class CompiledStep:
         making: as for `ready`.
         """
         compiled, leaves = self._ready(batch, scalars, making)
-        fed = {position: _array(leaves[position]) for position in range(compiled.layout.kept, len(leaves))}
-        with _Operations() as operations:
+        fed = {position: array_of(leaves[position]) for position in range(compiled.layout.kept, len(leaves))}
+        with Operations() as operations:
             result = compiled.runner.run(fed)
         outputs, self.cpu_ops = result.outputs, operations.count
         self.ran = getattr(result, "ran", None)
-        values = [
-            torch.from_numpy(np.array(outputs[position])).to(dtype)
-            for position, dtype in zip(compiled.results, compiled.dtypes, strict=True)
-        ]
-        return pytree.tree_unflatten(values, compiled.record)
+        return compiled.recorded(outputs)
 
     def read(self) -> tuple[Tree, Tree]:
         """Parameters and state as they are now, on the host."""
@@ -180,6 +185,21 @@ class CompiledStep:
         parameters, state = pytree.tree_unflatten(leaves, spec)
         return parameters, state
 
+    def lent(self) -> tuple[Tree, Runner]:
+        """Parameters, whose values may be older than the device's, and a program that holds them
+        as they are now: what `compile_function` reads.
+
+        Raises ArgumentError if the step has no parameters or no program yet.
+        """
+        if self._kept is None or not self.programs:
+            raise ArgumentError(
+                "the step has no program yet, whose parameters could be shared",
+                hint="Call start(parameters, state), then ready(batch, scalars).",
+            )
+        compiled = next(iter(self.programs.values()))
+        self._write(compiled, pytree.tree_leaves(self._kept))
+        return self._kept[0], compiled.runner
+
     def compile(self, parameters: Tree, state: Tree, batch: Tree, scalars: Tree) -> Compiled:
         """The program for these shapes, made now if it doesn't exist yet."""
         return self._compiled((parameters, state, batch, scalars))[0]
@@ -192,11 +212,15 @@ class CompiledStep:
         if self._kept is None:
             raise ArgumentError("the step has no parameters yet", hint="Call start(parameters, state) before run.")
         compiled, leaves = self._compiled((*self._kept, batch, scalars), making)
-        if self._fresh:
-            kept = compiled.layout.kept
-            compiled.runner.write(dict(zip(compiled.layout.names[:kept], map(_array, leaves[:kept]), strict=True)))
-            self._fresh = False
+        self._write(compiled, leaves)
         return compiled, leaves
+
+    def _write(self, compiled: Compiled, leaves: Sequence[torch.Tensor]) -> None:
+        """Write what `start` gave, unless that has happened. leaves: parameters and state first."""
+        if self._fresh:
+            names = compiled.layout.names[: compiled.layout.kept]
+            compiled.runner.write(dict(zip(names, map(array_of, leaves), strict=False)))
+            self._fresh = False
 
     def _compiled(
         self, arguments: Sequence[Tree], making: Callable[[], None] = lambda: None
@@ -227,11 +251,11 @@ class CompiledStep:
         others: list[list[torch.Tensor]] | None = None if self.check else []
         captured = capture(called, leaves, layout.names, donated=donated, others=others)
         results = list(range(layout.kept, layout.kept + len(seen["dtypes"])))
-        recorder, limits = _device(self)
+        recorder, limits = place(self)
         program = fuse(lower(captured), limits)
         fed = range(layout.kept, len(leaves))
         like = next(iter(self.programs.values())).runner if self.programs else None
-        runner = _runner(recorder, program, layout.names, fed, results, like)
+        runner = runner_of(recorder, program, layout.names, fed, results, like)
         return Compiled(layout, captured, program, seen["record"], results, seen["dtypes"], runner)
 
 
@@ -281,12 +305,22 @@ def _kept_leaves(old: Tree, new: Tree, layout: Layout) -> list[torch.Tensor]:
     return list(after)
 
 
-def _array(leaf: torch.Tensor) -> Array:
+def array_of(leaf: torch.Tensor) -> Array:
+    """The values of a tensor, in order."""
     array: Array = leaf.detach().cpu().contiguous().numpy()
     return array
 
 
-def _device(step: CompiledStep) -> tuple[Recorder | None, Limits]:
+class Wanted(Protocol):
+    """Where something is to run; see `compile_step`."""
+
+    backend: Backend
+    device: Any
+    limits: Limits | None
+    recorder: Recorder | None
+
+
+def place(step: Wanted) -> tuple[Recorder | None, Limits]:
     """Where to run, and how large nodes may become there."""
     if step.backend == "reference":
         return None, step.limits or Limits()
@@ -306,7 +340,7 @@ def _opened(device: Any) -> Recorder:
     return Recorder(opened)
 
 
-def _runner(
+def runner_of(
     recorder: Recorder | None,
     program: Program,
     names: Sequence[str],
@@ -314,7 +348,7 @@ def _runner(
     fetched: Collection[int],
     like: Runner | None,
 ) -> Runner:
-    """like: a program that shares its kept arguments with this one."""
+    """A program that is ready to run. like: another one, whose kept arguments it shares."""
     if recorder is not None:
         shared = like if isinstance(like, OnDevice) else None
         state, arena = (shared.state, shared.arena) if shared else (None, None)

@@ -1,4 +1,5 @@
-"""Where the layers of a run are trained: on the Vulkan device that `--device` names, or on the CPU.
+"""Where the layers of a run are trained, and where they read texts: on the Vulkan device that
+`--device` names, or on the CPU.
 
 Nothing here imports torch.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ebmvk.config.schema import Config
+from ebmvk.config.schema import Config, replace
 
 MODELS_ON_DEVICE = ("ebm", "plain", "tinygpt", "minillm")
 """The models whose training step is compiled for a Vulkan device."""
@@ -41,6 +42,18 @@ def why_on_host(config: Config, ranks: int = 1) -> str | None:
         if holds(config, ranks):
             return why.format(model=model, precision=precision, ranks=ranks)
     return None
+
+
+def why_read_on_host(config: Config, device: str) -> str | None:
+    """Why the layers of a finished run read a text on the CPU, with the engine on Vulkan; None if
+    the device reads it.
+
+    config: of the run. device: the value of `--device`. The run's own device and precision don't
+    matter: texts are read in float32.
+    """
+    if device == "auto":
+        return "for a short text, compiling takes longer than reading; --device vulkan moves them"
+    return why_on_host(replace(config, {"device": device, "precision": "float32"}))
 
 
 def needs_float32(config: Config) -> bool:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ebmvk.compute.function import compile_function
 from ebmvk.compute.step import CompiledStep, compile_step
 from ebmvk.config.schema import Config
 from ebmvk.engine.device import Device
@@ -23,11 +25,12 @@ from ebmvk.errors import BatchTooLarge, CheckpointError, NonFinite, OutOfMemory
 from ebmvk.host.resources import amount
 from ebmvk.memory.while_training import sampled, samples
 from ebmvk.model.language import LanguageModel
+from ebmvk.model.on_device import DeviceLayers
 from ebmvk.monitoring.advice import is_out_of_memory
 from ebmvk.objective.batch import Batch, prepare
 from ebmvk.ranks import Share
 from ebmvk.runs.checkpoint import Checkpoint
-from ebmvk.training import finite, optim, update
+from ebmvk.training import finite, optim, seen, update
 from ebmvk.training.passes import Passes, attempted
 from ebmvk.training.recovery import Recovery
 from ebmvk.training.step import Step
@@ -51,15 +54,32 @@ class DeviceSteps(Steps):
         self.device, self._recovery, self._doing = device, recovery, doing
         self._pure = Step(model, config, Traceable())
         self._step: CompiledStep = compile_step(self._called, device=device.backend)
+        self._layers: DeviceLayers | None = None
         self._ahead = False  # the device has taken steps that the host doesn't know
         self._count = 0  # updates so far
+        self._slots = 0  # of `seen`
+        self._waiting: list[int] = []  # how many states are in each slot that is in use
+        self._samples: list[Tensor] = []  # read from there
         self._start()
 
     def resized(self, config: Config) -> DeviceSteps:
         """Weights and moments on the device are shared."""
         other = copy.copy(self)
-        other.config = config
+        other.config, other._layers, other._waiting, other._samples = config, None, [], []
         return other
+
+    def layers(self) -> DeviceLayers:
+        """See `Steps.layers`. They read the weights on the device, in batches of a pass.
+
+        Raises BatchTooLarge as `take`, if the step has no program yet and can't have one.
+        """
+        training = self.config.training
+        if not self._step.programs:
+            list(self.plan(torch.zeros(training.windows_per_step, self.config.data.seq_length + 1, dtype=torch.int64)))
+        if self._layers is None:
+            compiled = partial(compile_function, of=self._step)
+            self._layers = DeviceLayers(self.model, compiled, training.batch_size, self._doing)
+        return self._layers
 
     def restore(self, found: Checkpoint) -> None:
         """See `Steps.restore`."""
@@ -71,6 +91,9 @@ class DeviceSteps(Steps):
         if not self._ahead:
             return
         parameters, state = self._step.read()
+        slots = state.pop(seen.SEEN, ())
+        self._samples += [slot[:n].clone() for slot, n in zip(slots, self._waiting, strict=False)]
+        self._waiting = []
         with torch.no_grad():
             for name, own in self.model.named_parameters():
                 own.copy_(parameters[name])
@@ -79,20 +102,28 @@ class DeviceSteps(Steps):
         self.optimizer.load_state_dict(state | moved)
         self._ahead = False
 
+    def samples(self) -> list[Tensor]:
+        """See `Steps.samples`."""
+        found, self._samples = self._samples, []
+        return found
+
     def take(self, tokens: Tensor, step: int, batch: int) -> Taken:  # noqa: ARG002
         """See `Steps.take`."""
+        if self._slots and len(self._waiting) == self._slots:
+            self.settle()
         given, lr = self._batch(tokens, step), optim.lr_at(step, self.config.training)
         scalars = self._scalars(lr, self._count + 1)
         record, why = self._attempted(lambda: self._step.run(given, scalars, self._making))
         if record is None:
             raise self._out_of_memory(tokens, step, why)
-        values = {name: float(value) for name, value in record.items() if name != "sample"}
+        values = {name: float(value) for name, value in record.items()}
         if not values.pop("finite"):
             raise self._non_finite(tokens, step, values)
         self._count, self._ahead = self._count + 1, True
-        sample = record.get("sample", torch.zeros(0))[: self._sampled(tokens)]
+        if self._slots:
+            self._waiting.append(self._sampled(tokens))
         parts = {name.removeprefix("part."): value for name, value in values.items() if name.startswith("part.")}
-        return Taken(values["total"], parts, values["norm"], lr, sample, self._did())
+        return Taken(values["total"], parts, values["norm"], lr, None, self._did())
 
     def plan(self, tokens: Tensor) -> Iterator[str]:
         """See `Steps.plan`."""
@@ -111,7 +142,11 @@ class DeviceSteps(Steps):
     def _called(
         self, parameters: Tree, state: Tree, batch: Tree, scalars: Tree
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        return self._pure(parameters, state, batch["passes"], scalars, batch.get("sample"))
+        kept = {name: own for name, own in state.items() if name != seen.SEEN}
+        new, kept, record = self._pure(parameters, kept, batch["passes"], scalars, batch.get("sample"))
+        if seen.SEEN in state:
+            kept[seen.SEEN] = seen.put(state[seen.SEEN], record.pop("sample"), scalars["slot"])
+        return new, kept, record
 
     def _start(self) -> None:
         """Let the next step begin with the host's weights and moments."""
@@ -119,17 +154,19 @@ class DeviceSteps(Steps):
         saved = self.optimizer.state_dict()
         self._count = _updates(saved)
         state = update.empty_state(parameters, self._pure.rules)
-        self._step.start(parameters, {name: saved[name] if saved else value for name, value in state.items()})
-        self._ahead = False
+        slots = seen.empty(self.config)
+        kept = {name: saved[name] if saved else value for name, value in state.items()}
+        self._step.start(parameters, kept | slots)
+        self._ahead, self._waiting, self._slots = False, [], len(slots.get(seen.SEEN, ()))
 
     def _batch(self, tokens: Tensor, step: int, passes: int | None = None) -> dict[str, Any]:
         parts = passes or self.config.training.accumulation_steps
         shares = [Share(batch=number, batches=parts) for number in range(parts)]
         given: dict[str, Any] = {"passes": [self._pass(tokens, step, share) for share in shares]}
-        if self.config.splats.enable_soc:
+        if self._slots:
             there = (tokens[:, 1:] >= 0).flatten()
             places = there.nonzero()[:, 0][sampled(self.config, int(there.sum()), step + 1)]
-            given["sample"] = torch.zeros(min(samples(self.config), len(there)), dtype=torch.int64)
+            given["sample"] = torch.zeros(samples(self.config), dtype=torch.int64)
             given["sample"][: len(places)] = places
         return given
 
@@ -141,9 +178,9 @@ class DeviceSteps(Steps):
         """The number of positions that consolidation sees; the rest of the sample is padding."""
         return min(samples(self.config), int((tokens[:, 1:] >= 0).sum()))
 
-    @staticmethod
-    def _scalars(lr: float, count: int) -> dict[str, Tensor]:
-        return {"lr": torch.tensor(lr), "count": torch.tensor(float(count))}
+    def _scalars(self, lr: float, count: int) -> dict[str, Tensor]:
+        slot = {"slot": torch.tensor(len(self._waiting))} if self._slots else {}
+        return {"lr": torch.tensor(lr), "count": torch.tensor(float(count))} | slot
 
     def _compile(self, given: Tree, scalars: Tree) -> Any:
         return self._step.ready(given, scalars, self._making)
@@ -177,7 +214,8 @@ class DeviceSteps(Steps):
 
         def fits(rows: int) -> bool:
             passes = min(2, len(tokens) // rows)  # two, so that sums of gradients are there
-            self._step = compile_step(self._called, device=self.device.backend, check=False)  # frees what was there
+            self._layers = None  # its programs, too, hold what the next line frees
+            self._step = compile_step(self._called, device=self.device.backend, check=False)
             self._start()
             given = self._batch(tokens[: passes * rows], step, passes)
             return self._attempted(lambda: self._compile(given, self._scalars(0.0, 1)))[0] is not None

@@ -198,11 +198,8 @@ def _of_start(job: Job, start: Start | None) -> Job:
 
 def _where(device: Device, config: Config, ranks: Ranks) -> str:
     """Which device, why, and where the layers run."""
-    if device.backend.name != "vulkan":
-        return device.reason
-    if why := why_on_host(config, ranks.size):
-        return f"{device.reason}; the layers run on the CPU: {why}"
-    return f"{device.reason}; the layers train there, and evaluations and samples run on the CPU"
+    there = "the layers train there and read the validation text; samples run on the CPU"
+    return device.told(why_on_host(config, ranks.size), there)
 
 
 def _train(ready: _Prepared, ranks: Ranks, voice: Voice, stop_after: int | None) -> Outcome:

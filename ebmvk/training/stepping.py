@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ebmvk.config.schema import Config
 from ebmvk.model.language import LanguageModel
+from ebmvk.model.reading import Layers
 from ebmvk.runs import checkpoint
 from ebmvk.runs.checkpoint import Checkpoint
 from ebmvk.training.optim import Optimizer
@@ -21,7 +22,8 @@ class Taken:
     """One step that was taken.
 
     total: the loss. parts: its parts by name, without weights. norm: of the gradients before
-    clipping. lr: learning rate. sample: (m, d + 1), as `memory.while_training.observed` returns it.
+    clipping. lr: learning rate. sample: (m, d + 1), as `memory.while_training.observed` returns it;
+    None if a device keeps it, until `Steps.samples`.
     device: what a device did, as JSON values; empty if the step ran on the host.
     """
 
@@ -29,7 +31,7 @@ class Taken:
     parts: dict[str, float]
     norm: float
     lr: float
-    sample: Tensor
+    sample: Tensor | None
     device: dict[str, Any] = field(default_factory=dict)
 
 
@@ -66,6 +68,15 @@ class Steps(ABC):
 
     def settle(self) -> None:  # noqa: B027  # on the host there is nothing to do
         """Bring `model` and `optimizer` up to date. Raises DeviceError if the device lost them."""
+
+    def samples(self) -> list[Tensor]:
+        """The samples that `take` didn't return, of each step since the last call, as `settle` read
+        them."""
+        return []
+
+    @abstractmethod
+    def layers(self) -> Layers:
+        """What reads texts with the weights as they are now, also if `model` has older ones."""
 
     def restore(self, found: Checkpoint) -> None:
         """Continue with the weights and moments of a checkpoint.

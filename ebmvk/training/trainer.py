@@ -144,7 +144,7 @@ class Trainer:
             DeviceError: the weights of the ranks differ, or the device has lost them; nothing is
                 written. RankLost: a rank died; the checkpoint is written.
         """
-        self.steps.settle()
+        self._settle()
         lost: RankLost | None = None
         try:
             self._compare()
@@ -313,9 +313,17 @@ class Trainer:
     def _consolidated(self, taken: Taken, tokens: Tensor, done: int) -> dict[str, Any] | None:
         if self.soc is None:
             return None
-        if self.soc.due(done):
-            self.steps.settle()
-        return self.soc.after(done, self._first_batch + done - 1, taken.sample, tokens)
+        self.soc.after(done, self._first_batch + done - 1, taken.sample, tokens)
+        if not self.soc.due(done):
+            return None
+        self._settle()
+        return self.soc.check(done, self.steps.layers)
+
+    def _settle(self) -> None:
+        """Bring to the host what only a device knows: weights, moments and samples."""
+        self.steps.settle()
+        if self.soc:
+            self.soc.collect(self.steps.samples())
 
     def _tell(self, found: Mapping[str, Any]) -> None:
         """Record one consolidation."""
@@ -329,8 +337,11 @@ class Trainer:
         the best so far.
         """
         self.monitor.doing("evaluating")
-        self.steps.settle()
-        found, measured = self.evaluations.part()
+        layers = self.steps.layers()
+        layers.did()  # since the last evaluation
+        found, did = self.evaluations.part(layers), layers.did()
+        self._settle()  # the rest reads the weights on the host
+        measured = self.evaluations.details() | ({"device": did} if did else {})
         step, best = self.progress.step, self.progress.best_nats
         # Nats per token can only be compared over the same tokens; --eval-tokens may have changed.
         improved = best is None or self.progress.best_tokens != found.tokens or found.nats_per_token < best
@@ -351,10 +362,10 @@ class Trainer:
     def _finish(self) -> None:
         """Measure the whole validation split, and the trigram on the same tokens."""
         self.monitor.doing("evaluating all of the validation text")
-        self.steps.settle()
-        found, base = self.evaluations.whole()
+        found, base = self.evaluations.whole(self.steps.layers())
+        self._settle()
         counts = counts_record(self.device.backend)
-        gain = self.soc.gain() if self.soc else None
+        gain = self.soc.gain(self.steps.layers) if self.soc else None
         if self.progress.step < self.config.training.steps:
             self.monitor.say(f"step {self.progress.step}: stopped early; step {self.progress.best_step} was the best")
         looks, advised = self.evaluations.looks(), list(self._advice(found))

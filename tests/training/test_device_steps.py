@@ -11,6 +11,7 @@ import pytest
 import torch
 from vulkan_open import open_vulkan
 
+from ebmvk.compute.function import CompiledFunction, compile_function
 from ebmvk.compute.step import CompiledStep, compile_step
 from ebmvk.config.schema import Config, replace
 from ebmvk.data.datasets import resolve
@@ -20,6 +21,7 @@ from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.engine.device import Device
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import BatchTooLarge, DeviceLost, NonFinite, OutOfMemory
+from ebmvk.model.reading import TorchLayers
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.runs.checkpoint import Checkpoint, load
 from ebmvk.runs.folder import new_model
@@ -58,7 +60,7 @@ def vulkan() -> Device:
 
 
 @pytest.fixture(autouse=True)
-def same_program(monkeypatch: pytest.MonkeyPatch, programs: dict[str, CompiledStep]) -> None:
+def same_program(monkeypatch: pytest.MonkeyPatch, programs: dict[str, Any]) -> None:
     """Trainers of one model share a program: to compile it takes most of the time."""
 
     def shared(step: Any, *, device: Any, check: bool = True) -> CompiledStep:
@@ -69,10 +71,19 @@ def same_program(monkeypatch: pytest.MonkeyPatch, programs: dict[str, CompiledSt
         return programs[name]
 
     monkeypatch.setattr(device_steps, "compile_step", shared)
+    functions: dict[tuple[int, str], CompiledFunction] = programs.setdefault("functions", {})
+
+    def shared_function(function: Any, *, of: CompiledStep) -> CompiledFunction:
+        key = (id(of), function.__name__)
+        if key not in functions:
+            functions[key] = compile_function(function, of=of)
+        return functions[key]
+
+    monkeypatch.setattr(device_steps, "compile_function", shared_function)
 
 
 @pytest.fixture(scope="module")
-def programs() -> Iterator[dict[str, CompiledStep]]:
+def programs() -> Iterator[dict[str, Any]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small matrices only wait for one another's threads
     yield {}
@@ -154,23 +165,39 @@ def test_a_device_trains_as_the_processor_does(model: str, runs: Runs) -> None:
         assert (did["cpu_ops"], did["submissions"]) == (0, 1)
         tokens = 2 * 4 * ours.config.training.windows_per_step * 10  # of inputs and targets
         assert 0 < did["bytes_up"] + did["bytes_down"] <= tokens + 64 * 1024
+        assert did["bytes_down"] <= 512, "consolidation's sample stays on the device"
         assert did["dispatches"] > 0
         assert "device" not in other
     for event in ("eval", "end"):
         for own, other in zip(rows(ours, event), rows(cpu, event), strict=True):
             assert abs(own["validation"]["nats_per_token"] - other["validation"]["nats_per_token"]) <= NATS
+    for row in rows(ours, "eval"):  # 60 tokens, in batches of two windows; no weights are copied
+        did = row["device"]
+        assert did["cpu_ops"] == 0
+        assert did["submissions"] >= 3  # more if the device is so slow that its work is cut
+        assert 0 < did["bytes_up"] + did["bytes_down"] <= 3 * (3 * 4 * 2 * 10 + 3 * 256)
+    assert all("device" not in row for row in rows(cpu, "eval"))
     if ours.soc and cpu.soc:
         assert set(found.soc) == set(wanted.soc)
         mine, other = (run.soc.consolidation.store for run in (ours, cpu) if run.soc)
         assert (mine is None) == (other is None)
+        for name in ("history.states", "history.tokens", "history.energies", "history.steps"):
+            assert difference(found.soc[name], wanted.soc[name]) <= 1e-4, name  # as the weights
+        (check,) = rows(ours, "soc")
+        assert check["bytes_down"] == 4 * 4 * 40 * 17  # of 4 steps with 40 targets, d + 1 numbers each
 
 
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(runs: Runs) -> None:
     whole = runs.run("plain", "vulkan")
     part = runs.run("plain", "vulkan", stop=2)
     rest = runs.run("plain", "vulkan", saved(part, 2))
+    often = runs.trainer("plain", "vulkan")
+    assert isinstance(often.steps, DeviceSteps)
+    often.steps._slots = 1  # samples are read after each step
+    often.run()
     for name, value in tensors(saved(whole)).items():
         assert torch.equal(tensors(saved(rest))[name], value), name
+        assert torch.equal(tensors(saved(often))[name], value), name
 
 
 @pytest.mark.parametrize(("first", "then"), [("cpu", "vulkan"), ("vulkan", "cpu")])
@@ -183,6 +210,24 @@ def test_a_checkpoint_continues_on_another_device(first: str, then: str, runs: R
     for own, wanted in zip(rows(other, "step"), rows(same, "step"), strict=True):
         assert own["step"] == wanted["step"]
         assert abs(own["loss"] - wanted["loss"]) <= NATS
+
+
+def test_an_evaluation_reads_the_weights_on_the_device(runs: Runs) -> None:
+    """Before the first step, too; the host's are older. The text doesn't fill its last batch."""
+    trainer = runs.trainer("plain", "vulkan")
+    part = trainer.streams.validation.take(44)
+    how: Any = {"context": 10, "stride": 5}
+    for _ in range(2):
+        steps = trainer.steps
+        assert isinstance(steps, DeviceSteps)
+        found = torch.cat(list(steps.layers().log_p(part, **how)))
+        states = torch.cat([seen.h[0] for seen, _ in steps.layers().contexts(part, **how)])
+        steps.settle()
+        host = TorchLayers(trainer.model, torch.device("cpu"))
+        assert (found - torch.cat(list(host.log_p(part, **how)))).abs().max() <= NATS
+        assert (states - torch.cat([seen.h[0] for seen, _ in host.contexts(part, **how)])).abs().max() <= NATS
+        trainer.step()
+    assert steps._ahead
 
 
 def test_what_is_not_finite_changes_nothing_and_is_named(runs: Runs) -> None:

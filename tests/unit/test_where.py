@@ -10,7 +10,7 @@ from train_support import job
 
 from ebmvk.config.models import MODELS
 from ebmvk.config.schema import Config, replace
-from ebmvk.config.where import MODELS_ON_DEVICE, needs_float32, why_on_host
+from ebmvk.config.where import MODELS_ON_DEVICE, needs_float32, why_on_host, why_read_on_host
 from ebmvk.engine.device import Device
 from ebmvk.engine.reference import Reference
 from ebmvk.ranks import ALONE
@@ -41,12 +41,21 @@ def test_what_keeps_layers_on_the_processor_is_said(values: dict[str, Any], rank
     assert said in (why_on_host(asked(**values), ranks) or "")
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_a_device_reads_with_the_models_that_it_trains(model: str) -> None:
+    """Whatever trained them."""
+    run = asked(model=model, device="cpu", precision="bfloat16")
+    assert (why_read_on_host(run, "vulkan:1") is None) == (model in MODELS_ON_DEVICE)
+    assert "--device vulkan" in (why_read_on_host(run, "auto") or "")
+
+
 def test_the_line_of_the_device_says_where_layers_are_trained() -> None:
     backend = Reference()
     device = Device(backend, torch.device("cpu"), "asked for")
     assert _where(device, asked(), ALONE) == "asked for"
     backend.name = "vulkan"
     assert "the layers train there" in _where(device, asked(), ALONE)
+    assert device.told(None) == "asked for; the layers run there, too"
     assert "the layers run on the CPU: the model infinito" in _where(device, asked(model="infinito"), ALONE)
 
 
