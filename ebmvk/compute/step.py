@@ -92,8 +92,16 @@ class Compiled:
     dtypes: list[torch.dtype]
     runner: Runner
 
+    def recorded(self, outputs: Mapping[int, Array]) -> Tree:
+        """The record of a run from its results."""
+        values = [
+            torch.from_numpy(np.array(outputs[position])).to(dtype)
+            for position, dtype in zip(self.results, self.dtypes, strict=True)
+        ]
+        return pytree.tree_unflatten(values, self.record)
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts torch's operations on the host."""
 
     def __init__(self) -> None:
@@ -114,7 +122,8 @@ class CompiledStep:
     To keep parameters and state on the device between steps, use `start`, `run` and `read`.
 
     ran: what the last run did on the device; None in numpy. cpu_ops: torch's operations on the host
-    between its submission and its end.
+    between its submission and its end. chained: the programs of a chain of steps, which share what they
+    keep; see `ebmvk.compute.chain`.
     """
 
     step: TrainingStep
@@ -124,6 +133,7 @@ class CompiledStep:
     limits: Limits | None = None
     programs: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
     recorder: Recorder | None = None
+    chained: list[Runner] | None = None
     ran: Ran | None = None
     cpu_ops: int = 0
     _kept: tuple[Tree, Tree] | None = None
@@ -137,6 +147,7 @@ class CompiledStep:
         """Parameters and state for the next `run`."""
         self._kept = (parameters, state)
         self._fresh = True
+        self._known = {}
 
     def ready(self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None) -> Compiled:
         """The program that `run` would run, with its parameters and state in place.
@@ -150,17 +161,12 @@ class CompiledStep:
 
         making: as for `ready`.
         """
-        compiled, leaves = self._ready(batch, scalars, making)
-        fed = {position: _array(leaves[position]) for position in range(compiled.layout.kept, len(leaves))}
-        with _Operations() as operations:
+        compiled, fed = self._ready(batch, scalars, making)
+        with Operations() as operations:
             result = compiled.runner.run(fed)
-        outputs, self.cpu_ops = result.outputs, operations.count
+        self.cpu_ops = operations.count
         self.ran = getattr(result, "ran", None)
-        values = [
-            torch.from_numpy(np.array(outputs[position])).to(dtype)
-            for position, dtype in zip(compiled.results, compiled.dtypes, strict=True)
-        ]
-        return pytree.tree_unflatten(values, compiled.record)
+        return compiled.recorded(result.outputs)
 
     def read(self) -> tuple[Tree, Tree]:
         """Parameters and state as they are now, on the host."""
@@ -184,19 +190,31 @@ class CompiledStep:
         """The program for these shapes, made now if it doesn't exist yet."""
         return self._compiled((parameters, state, batch, scalars))[0]
 
+    def found(
+        self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None
+    ) -> tuple[Compiled, dict[int, Array]]:
+        """The program for a batch, and the arrays that it is fed, by position. Unlike `ready` it
+        doesn't put parameters and state in place."""
+        if self._kept is None:
+            raise ArgumentError("the step has no parameters yet", hint="Call start(parameters, state) before run.")
+        leaves, spec = pytree.tree_flatten((batch, scalars))
+        key = (str(spec), *((getattr(leaf, "shape", None), getattr(leaf, "dtype", None)) for leaf in leaves))
+        compiled = self._known.get(key)
+        if compiled is None:
+            compiled = self._known[key] = self._compiled((*self._kept, batch, scalars), making)[0]
+        return compiled, {compiled.layout.kept + number: _array(leaf) for number, leaf in enumerate(leaves)}
+
     _fresh: bool = True
+    _known: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
 
     def _ready(
         self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None
-    ) -> tuple[Compiled, list[torch.Tensor]]:
-        if self._kept is None:
-            raise ArgumentError("the step has no parameters yet", hint="Call start(parameters, state) before run.")
-        compiled, leaves = self._compiled((*self._kept, batch, scalars), making)
+    ) -> tuple[Compiled, dict[int, Array]]:
+        compiled, fed = self.found(batch, scalars, making)
         if self._fresh:
-            kept = compiled.layout.kept
-            compiled.runner.write(dict(zip(compiled.layout.names[:kept], map(_array, leaves[:kept]), strict=True)))
+            compiled.runner.write(kept_arrays(*self._kept))
             self._fresh = False
-        return compiled, leaves
+        return compiled, fed
 
     def _compiled(
         self, arguments: Sequence[Tree], making: Callable[[], None] = lambda: None
@@ -230,8 +248,11 @@ class CompiledStep:
         recorder, limits = _device(self)
         program = fuse(lower(captured), limits)
         fed = range(layout.kept, len(leaves))
-        like = next(iter(self.programs.values())).runner if self.programs else None
-        runner = _runner(recorder, program, layout.names, fed, results, like)
+        others = [made.runner for made in self.programs.values()] if self.chained is None else self.chained
+        like = others[0] if others else None
+        runner = _runner(recorder, program, layout.names, fed, results, like, self.chained is None)
+        if self.chained is not None:
+            self.chained.append(runner)
         return Compiled(layout, captured, program, seen["record"], results, seen["dtypes"], runner)
 
 
@@ -281,6 +302,13 @@ def _kept_leaves(old: Tree, new: Tree, layout: Layout) -> list[torch.Tensor]:
     return list(after)
 
 
+def kept_arrays(parameters: Tree, state: Tree) -> dict[str, Array]:
+    """Parameters and state as arrays, by the names that a `Layout` gives them."""
+    parts = zip(PARTS, (parameters, state), strict=False)
+    leaves = ((part, *found) for part, tree in parts for found in pytree.tree_flatten_with_path(tree)[0])
+    return {part + pytree.keystr(path): _array(leaf) for part, path, leaf in leaves}
+
+
 def _array(leaf: torch.Tensor) -> Array:
     array: Array = leaf.detach().cpu().contiguous().numpy()
     return array
@@ -291,19 +319,20 @@ def _device(step: CompiledStep) -> tuple[Recorder | None, Limits]:
     if step.backend == "reference":
         return None, step.limits or Limits()
     if step.recorder is None:
-        step.recorder = _opened(step.device)
+        step.recorder = opened(step.device)
     device = step.recorder.limits
     words = device.range_bytes // WORD
     return step.recorder, step.limits or Limits(tensors=min(Limits.tensors, device.bindings), block=words)
 
 
-def _opened(device: Any) -> Recorder:
+def opened(device: Any) -> Recorder:
+    """What records programs for a device as `compile_step` takes it. Raises ArgumentError."""
     if isinstance(device, Recorder):
         return device
-    opened = select(device) if isinstance(device, str) else device or Vulkan()
-    if not isinstance(opened, Vulkan):
+    backend = select(device) if isinstance(device, str) else device or Vulkan()
+    if not isinstance(backend, Vulkan):
         raise ArgumentError(f"device is {device!r}, not a Vulkan device", hint='Use "vulkan" or "vulkan:<index>".')
-    return Recorder(opened)
+    return Recorder(backend)
 
 
 def _runner(
@@ -313,12 +342,15 @@ def _runner(
     fed: Collection[int],
     fetched: Collection[int],
     like: Runner | None,
+    alone: bool,
 ) -> Runner:
-    """like: a program that shares its kept arguments with this one."""
+    """like: a program that shares its kept arguments with this one. alone: see `OnDevice`."""
     if recorder is not None:
         shared = like if isinstance(like, OnDevice) else None
         state, arena = (shared.state, shared.arena) if shared else (None, None)
-        return OnDevice(recorder, program, names=names, fed=fed, fetched=fetched, state=state, arena=arena)
+        return OnDevice(
+            recorder, program, names=names, fed=fed, fetched=fetched, state=state, arena=arena, alone=alone
+        )
     runner = Reference(program, names, fed, fetched)
     if like is not None:
         runner.state = like.state
