@@ -74,15 +74,24 @@ class Chain:
         for name, step in self.steps.items():
             step.start(parameters, {key: own for key, own in state.items() if key in self._keeps[name]})
 
-    def ready(self, calls: Sequence[Call], making: Callable[[], None] = lambda: None) -> list[Compiled]:
+    def prepare(self, calls: Sequence[Call], making: Callable[[], None] = lambda: None) -> list[Compiled]:
         """The programs of some calls, with parameters and state in place. Everything that later runs
-        will call has to be made ready at once, at first.
+        will call has to be prepared together, at first.
 
         making: called first if a program doesn't exist yet, since making it takes a while.
 
         Raises as `compile_step`, and OutOfMemory.
         """
         return [compiled for compiled, _ in self._found(calls, making)]
+
+    def ready(
+        self, calls: Sequence[Call], making: Callable[[], None] = lambda: None, *,
+        given: Sequence[str] = (), taken: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """Make everything that `run` needs. given, taken: names, as for `run`. Raises as `prepare`."""
+        programs = self.prepare(calls, making)
+        if isinstance(programs[0].runner, OnDevice):
+            self._sequence(programs, tuple(given), tuple(taken))
 
     def run(
         self, calls: Sequence[Call], making: Callable[[], None] = lambda: None, *,

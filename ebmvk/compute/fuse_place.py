@@ -274,7 +274,8 @@ def _movable(program: Program, uses: Uses, view: View) -> bool:
     if views.overlaps(view) or math.prod(view.shape) * 4 != view.tensor.bytes or view.tensor in program.constants:
         return False
     if view.tensor in program.inputs:
-        return view.dense and sum(leaf.tensor == view.tensor for leaf in program.leaves) == 1
+        leaves = [number for number, leaf in enumerate(program.leaves) if leaf.tensor == view.tensor]
+        return view.dense and len(leaves) == 1 and leaves[0] not in program.placed
     if view.tensor.id in uses.returned or not uses.writers.get(view.tensor.id):
         return False
     if view.dense:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -206,6 +206,7 @@ class CompiledStep:
 
     _fresh: bool = True
     _known: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
+    _placed: set[str] = field(default_factory=set)
 
     def _ready(
         self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None
@@ -242,17 +243,20 @@ class CompiledStep:
             return [*kept, *results]
 
         donated = {position: position for position in range(layout.kept)}
-        others: list[list[torch.Tensor]] | None = None if self.check else []
-        captured = capture(called, leaves, layout.names, donated=donated, others=others)
+        varied: list[list[torch.Tensor]] | None = None if self.check else []
+        captured = capture(called, leaves, layout.names, donated=donated, others=varied)
         results = list(range(layout.kept, layout.kept + len(seen["dtypes"])))
         recorder, limits = _device(self)
-        program = fuse(lower(captured), limits)
+        others = _names_of(self.chained) - self._placed  # those of other steps
+        placed = frozenset(number for number, name in enumerate(layout.names) if name in others)
+        program = fuse(replace(lower(captured), placed=placed), limits)
         fed = range(layout.kept, len(leaves))
-        others = [made.runner for made in self.programs.values()] if self.chained is None else self.chained
-        like = others[0] if others else None
+        known = [made.runner for made in self.programs.values()] if self.chained is None else self.chained
+        like = known[0] if known else None
         runner = _runner(recorder, program, layout.names, fed, results, like, self.chained is None)
         if self.chained is not None:
             self.chained.append(runner)
+            self._placed |= _names_of(self.chained) - others
         return Compiled(layout, captured, program, seen["record"], results, seen["dtypes"], runner)
 
 
@@ -312,6 +316,11 @@ def kept_arrays(parameters: Tree, state: Tree) -> dict[str, Array]:
 def _array(leaf: torch.Tensor) -> Array:
     array: Array = leaf.detach().cpu().contiguous().numpy()
     return array
+
+
+def _names_of(runners: Sequence[Runner] | None) -> set[str]:
+    """The arguments that have a place on the device."""
+    return {name for runner in runners or () if isinstance(runner, OnDevice) for name in runner.state.entries}
 
 
 def _device(step: CompiledStep) -> tuple[Recorder | None, Limits]:

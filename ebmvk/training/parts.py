@@ -93,7 +93,7 @@ class Parts:
     def __init__(
         self, step: Step, outline: Outline, parameters: Mapping[str, Tensor], *, samples: int, most: int
     ) -> None:
-        self.step, self.outline, self._samples = step, outline, samples
+        self.step, self.outline, self.samples = step, outline, samples
         self._shapes = {name: parameters[name] for name in outline.gradients}
         self.flats = layout(outline.gradients, parameters, step.rules, most)
 
@@ -105,8 +105,8 @@ class Parts:
         }
         if self.outline.sums:
             kept["sums"] = torch.zeros(2, self.outline.sums)
-        if self._samples:
-            kept["sample"] = torch.zeros(self._samples, self.outline.width + 1)
+        if self.samples:
+            kept["sample"] = torch.zeros(self.samples, self.outline.width + 1)
         return kept
 
     def sums(
@@ -117,9 +117,7 @@ class Parts:
         batch: `counted` of the pass. scalars: first, bool, True for the first pass of a step.
         """
         before = torch.where(scalars["first"], 0.0, kept["sums"]).double()
-        total = before[0] + before[1] + self.step.sums(parameters, _batch_of(batch))
-        high = total.float()
-        return parameters, {"sums": torch.stack((high, (total - high.double()).float()))}, {}
+        return parameters, {"sums": pairs(before[0] + before[1] + self.step.sums(parameters, _batch_of(batch)))}, {}
 
     def one_pass(
         self, parameters: Tensors, kept: Kept, batch: Mapping[str, Any], scalars: Tensors
@@ -179,6 +177,12 @@ class Parts:
             found.append((name, flat[start : start + math.prod(like.shape)].view(like.shape)))
             start += _padded(like)
         return found
+
+
+def pairs(x: Tensor) -> Tensor:
+    """(2, n) float32, whose sum is x (n,) float64 to about 14 digits."""
+    high = x.float()
+    return torch.stack((high, (x - high.double()).float()))
 
 
 def counted(batch: Batch) -> Tensors:

@@ -99,7 +99,9 @@ class Trainer:
             return HostSteps(config, self.model, self.device, self._recovery, self._interruption, self.ranks)
         from ebmvk.training.device_steps import DeviceSteps  # torch's tracer takes a while to import
 
-        return DeviceSteps(config, self.model, self.device, self._recovery, self.monitor.doing)
+        return DeviceSteps(
+            *(config, self.model, self.device, self._recovery, self._interruption, self.ranks), self.monitor.doing
+        )
 
     # ---- resuming --------------------------------------------------------------------------------
 
