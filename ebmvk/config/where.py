@@ -21,7 +21,6 @@ _WHY: tuple[tuple[Callable[[Config, int], bool], str], ...] = (
         lambda config, _: config.model.model not in MODELS_ON_DEVICE,
         "the model {model} isn't compiled for Vulkan yet",
     ),
-    (lambda _, ranks: ranks > 1, "{ranks} processes can't share a step on Vulkan devices yet"),
     (
         lambda config, _: config.training.precision != "float32",
         "there is no {precision} on the device yet; --precision float32 moves them there",

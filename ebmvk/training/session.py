@@ -22,6 +22,7 @@ from ebmvk.data.windows import encode_split
 from ebmvk.decoding.probe import Probe
 from ebmvk.engine.device import Device, open_device
 from ebmvk.engine.seeds import set_deterministic
+from ebmvk.engine.select import EACH_ITS_OWN
 from ebmvk.errors import ConfigError, NonFinite, OutOfMemory
 from ebmvk.evaluation.likelihood import text_size
 from ebmvk.host import terminal
@@ -44,6 +45,7 @@ from ebmvk.training import summary
 from ebmvk.training.job import Job, tokenizer_of, with_steps, with_tokenizer, with_vocabulary
 from ebmvk.training.reduction import check_shares, enlist
 from ebmvk.training.rehearsal import rehearse
+from ebmvk.training.stepping import trained_on_device
 from ebmvk.training.streams import Streams
 from ebmvk.training.trainer import Outcome, Trainer
 
@@ -157,7 +159,9 @@ def _prepare(job: Job, ranks: Ranks, voice: Voice) -> _Prepared:
     voice.say(f"device      {_where(device, config, ranks)}")
     if ranks.size > 1:
         rows = config.training.batch_size
-        voice.say(f"ranks       {ranks.size} processes: each takes {rows // ranks.size} of {rows} windows")
+        shared = trained_on_device(device, config, ranks.size) and config.run.device != EACH_ITS_OWN
+        alone = f", all of a machine on one device; --device {EACH_ITS_OWN} gives each its own" if shared else ""
+        voice.say(f"ranks       {ranks.size} processes: each takes {rows // ranks.size} of {rows} windows{alone}")
     set_deterministic(config)
     found = find(job.resume, "--resume", voice.say)[1] if job.resume else None
     if job.again:

@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ebmvk.config.schema import Config
+from ebmvk.config.where import why_on_host
+from ebmvk.engine.device import Device
 from ebmvk.model.language import LanguageModel
 from ebmvk.runs import checkpoint
 from ebmvk.runs.checkpoint import Checkpoint
@@ -81,3 +83,8 @@ class Steps(ABC):
         Raises BatchTooLarge as `take`.
         """
         return iter(())
+
+
+def trained_on_device(device: Device, config: Config, ranks: int) -> bool:
+    """True if a Vulkan device may take the steps. ranks: the number of processes."""
+    return device.backend.name == "vulkan" and why_on_host(config, ranks) is None

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ebmvk.config.schema import Config
-from ebmvk.config.where import why_on_host
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import Ahead
 from ebmvk.engine.device import Device
@@ -42,7 +41,7 @@ from ebmvk.training.interruption import Interruption
 from ebmvk.training.passes import batches_of
 from ebmvk.training.recovery import Recovery
 from ebmvk.training.reduction import check_same_weights
-from ebmvk.training.stepping import Steps, Taken
+from ebmvk.training.stepping import Steps, Taken, trained_on_device
 from ebmvk.training.streams import Streams
 
 LAST = 50  # steps whose mean is the loss on training text
@@ -95,7 +94,7 @@ class Trainer:
 
     def _steps_of(self, config: Config) -> Steps:
         """What takes the steps; `ebmvk.config.where` decides."""
-        if self.device.backend.name != "vulkan" or why_on_host(config, self.ranks.size):
+        if not trained_on_device(self.device, config, self.ranks.size):
             return HostSteps(config, self.model, self.device, self._recovery, self._interruption, self.ranks)
         from ebmvk.training.device_steps import DeviceSteps  # torch's tracer takes a while to import
 

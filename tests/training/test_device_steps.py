@@ -11,7 +11,6 @@ import pytest
 import torch
 from vulkan_open import open_vulkan
 
-from ebmvk.compute.step import CompiledStep, compile_step
 from ebmvk.config.schema import Config, replace
 from ebmvk.data.datasets import resolve
 from ebmvk.data.tokenizer import Tokenizer
@@ -24,8 +23,10 @@ from ebmvk.monitoring.monitor import Monitor
 from ebmvk.runs.checkpoint import Checkpoint, load
 from ebmvk.runs.folder import new_model
 from ebmvk.training import device_steps
+from ebmvk.training.device_programs import Programs, programs
 from ebmvk.training.device_steps import DeviceSteps
 from ebmvk.training.host_steps import HostSteps
+from ebmvk.training.step import Step
 from ebmvk.training.streams import Streams
 from ebmvk.training.trainer import Trainer
 
@@ -58,21 +59,20 @@ def vulkan() -> Device:
 
 
 @pytest.fixture(autouse=True)
-def same_program(monkeypatch: pytest.MonkeyPatch, programs: dict[str, CompiledStep]) -> None:
-    """Trainers of one model share a program: to compile it takes most of the time."""
+def same_programs(monkeypatch: pytest.MonkeyPatch, made: dict[object, Programs]) -> None:
+    """Trainers of one model share programs: to compile them takes most of the time."""
 
-    def shared(step: Any, *, device: Any, check: bool = True) -> CompiledStep:
-        steps = step.__self__
-        name = steps.config.model.model
-        if name not in programs:
-            programs[name] = compile_step(step, device=device, check=check)
-        return programs[name]
+    def shared(step: Step, backend: Any, *, passes: int, meet: Any = None) -> Programs:
+        key = (step.config.model.model, passes == 1)
+        if key not in made:
+            made[key] = programs(step, backend, passes=passes, meet=meet)
+        return made[key]
 
-    monkeypatch.setattr(device_steps, "compile_step", shared)
+    monkeypatch.setattr(device_steps, "programs", shared)
 
 
 @pytest.fixture(scope="module")
-def programs() -> Iterator[dict[str, CompiledStep]]:
+def made() -> Iterator[dict[object, Programs]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small matrices only wait for one another's threads
     yield {}
@@ -151,7 +151,7 @@ def test_a_device_trains_as_the_processor_does(model: str, runs: Runs) -> None:
         assert abs(own["loss"] - other["loss"]) <= NATS
         assert own["lr"] == other["lr"]
         did = own["device"]
-        assert (did["cpu_ops"], did["submissions"]) == (0, 1)
+        assert (did["cpu_ops"], did["submissions"], did["waits"]) == (0, 1, 1)
         tokens = 2 * 4 * ours.config.training.windows_per_step * 10  # of inputs and targets
         assert 0 < did["bytes_up"] + did["bytes_down"] <= tokens + 64 * 1024
         assert did["dispatches"] > 0
@@ -214,18 +214,17 @@ def test_a_batch_that_does_not_fit_is_an_error_that_names_one_that_does(
     assert isinstance(steps, DeviceSteps)
     tried = []
 
-    def none(given: Any, *_: Any) -> str:
-        windows = len(given["passes"][0].tokens)
-        tried.append(windows)
+    def none(given: Any, *_: Any) -> None:
+        windows = len(given[0]["pass"].tokens)
+        tried.append((windows, len(given)))
         if windows > 1:
             raise OutOfMemory("no room for 7 bytes", hint="-")
-        return "compiled"
 
     for name in ("run", "ready"):  # a step, then the batches that are tried
-        monkeypatch.setattr(steps._step, name, none)
+        monkeypatch.setattr(steps._programs, name, none)
     with pytest.raises(BatchTooLarge) as error:
         trainer.step()
-    assert tried == [2, 1]
+    assert tried == [(2, 2), (1, 4)]  # windows and passes
     assert "--batch-size 1 --accumulation-steps 4: a batch of 1 has just fitted" in error.value.hint
     assert "what was learned before is saved" in error.value.what
     assert error.value.why == "no room for 7 bytes"
@@ -245,9 +244,9 @@ def test_a_device_that_fails_costs_no_more_than_the_step(
     def fail(*_: Any) -> Any:
         raise DeviceLost("gone", hint="-")
 
-    monkeypatch.setattr(steps._step, "run", fail)
+    monkeypatch.setattr(steps._programs, "run", fail)
     if lost:
-        monkeypatch.setattr(steps._step, "read", fail)
+        monkeypatch.setattr(steps._programs, "read", fail)
     with pytest.raises(DeviceLost) as error:
         trainer.step()
     assert "--resume --run-dir" in error.value.hint
@@ -256,3 +255,21 @@ def test_a_device_that_fails_costs_no_more_than_the_step(
     else:
         assert "the run is saved as it was after step 3" in error.value.what
         assert saved(trainer, 3).step == 3
+
+
+def test_more_passes_need_no_more_programs(runs: Runs, made: dict[object, Programs]) -> None:
+    """The same windows as four passes of one window, after a step as two passes of two: the loss is
+    that of the processor, and only the program of the smaller pass is new."""
+    few, many = runs.trainer("plain", "vulkan"), {"batch_size": 1, "accumulation_steps": 4}
+    few.step()
+    chain = made["plain", False]._chain
+    assert chain is not None
+    count = {name: len(step.programs) for name, step in chain.steps.items()}
+    ours, cpu = runs.trainer("plain", "vulkan", **many), runs.trainer("plain", "cpu", **many)
+    for trainer in (ours, cpu):
+        trainer.step()
+    (own,), (wanted,), (before,) = rows(ours, "step"), rows(cpu, "step"), rows(few, "step")
+    assert abs(own["loss"] - wanted["loss"]) <= NATS
+    assert abs(own["loss"] - before["loss"]) <= NATS
+    assert {name: len(step.programs) for name, step in chain.steps.items()} == {**count, "pass": count["pass"] + 1}
+    assert own["device"]["waits"] == 1

@@ -33,7 +33,6 @@ def test_a_device_trains_the_models_of_the_table(model: str, device: str) -> Non
     ("values", "ranks", "said"),
     [
         ({"device": "auto"}, 1, "--device vulkan"),
-        ({}, 2, "2 processes"),
         ({"precision": "bfloat16"}, 1, "--precision float32"),
     ],
 )
