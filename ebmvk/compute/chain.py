@@ -13,7 +13,18 @@ from torch.utils import _pytree as pytree
 from ebmvk.compute.compiled import Compiled as OnDevice
 from ebmvk.compute.rewrite import Limits
 from ebmvk.compute.sequence import Sequence as InSequence
-from ebmvk.compute.step import Array, Backend, Compiled, CompiledStep, Operations, Runner, TrainingStep, Tree, kept_arrays, opened
+from ebmvk.compute.step import (
+    Array,
+    Backend,
+    Compiled,
+    CompiledStep,
+    Operations,
+    Runner,
+    TrainingStep,
+    Tree,
+    kept_arrays,
+    opened,
+)
 from ebmvk.engine.recording import Ran
 from ebmvk.errors import ArgumentError
 

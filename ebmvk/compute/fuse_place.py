@@ -13,8 +13,9 @@ from ebmvk.compute.fuse_merge import joined
 from ebmvk.compute.ir import Axis, Call, Const, Expr, Load, LoadAt, Loop, Node, Program, Store, Tensor, View
 from ebmvk.compute.rewrite import Limits, Uses, dense_strides, ordered, reads, with_views, without_dead, writes
 
-ALIGNED = 4
-"""Words at which a member of a block begins."""
+ALIGNED = 64
+"""Words at which a member of a block begins: other programs bind it alone, and devices may ask for
+multiples of 256 bytes."""
 
 
 def direct(program: Program, limits: Limits) -> Program:

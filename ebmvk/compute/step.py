@@ -357,9 +357,7 @@ def _runner(
     if recorder is not None:
         shared = like if isinstance(like, OnDevice) else None
         state, arena = (shared.state, shared.arena) if shared else (None, None)
-        return OnDevice(
-            recorder, program, names=names, fed=fed, fetched=fetched, state=state, arena=arena, alone=alone
-        )
+        return OnDevice(recorder, program, names=names, fed=fed, fetched=fetched, state=state, arena=arena, alone=alone)
     runner = Reference(program, names, fed, fetched)
     if like is not None:
         runner.state = like.state

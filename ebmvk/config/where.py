@@ -14,8 +14,12 @@ MODELS_ON_DEVICE = ("ebm", "plain", "tinygpt", "minillm")
 
 _WHY: tuple[tuple[Callable[[Config, int], bool], str], ...] = (
     (
-        lambda config, _: config.run.device == "auto",
-        "nobody has measured yet which is faster; --device vulkan moves them",
+        lambda config, ranks: config.run.device == "auto" and ranks > 1,
+        "only one process alone measures which is faster; --device vulkan moves them",
+    ),
+    (
+        lambda config, _: config.run.device == "auto" and config.run.deterministic,
+        "a choice by measuring may differ between runs, and --deterministic is on; --device vulkan moves them",
     ),
     (
         lambda config, _: config.model.model not in MODELS_ON_DEVICE,

@@ -107,7 +107,8 @@ def choose(device: str = "auto") -> Choice:
         case "reference":
             return Choice("reference", None, "asked for; plain torch on the CPU")
     raise ArgumentError(
-        f"--device {device!r} is not known", hint="use auto, cpu, cuda, vulkan, vulkan:<index>, vulkan:RANK or reference"
+        f"--device {device!r} is not known",
+        hint="use auto, cpu, cuda, vulkan, vulkan:<index>, vulkan:RANK or reference",
     )
 
 

@@ -71,7 +71,7 @@ class DeviceSteps(Steps):
         self.begin()
 
     def begin(self) -> None:
-        """Let the next step begin with the host's weights and moments."""
+        """See `Steps.begin`."""
         parameters = {name: own.detach() for name, own in self.model.named_parameters()}
         saved = self.optimizer.state_dict()
         self._count = _updates(saved)

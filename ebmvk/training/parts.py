@@ -55,7 +55,9 @@ class Outline:
         return Outline(list(gradients), list(losses.parts), len(sums), losses.states.shape[1])
 
 
-def layout(names: Sequence[str], parameters: Mapping[str, Tensor], rules: Mapping[str, Rule], most: int) -> list[list[str]]:
+def layout(
+    names: Sequence[str], parameters: Mapping[str, Tensor], rules: Mapping[str, Rule], most: int
+) -> list[list[str]]:
     """The names in each flat array of at most `most` numbers; a larger tensor has one of its own.
 
     Parameters that are updated alike lie side by side, so that one loop can update them.
@@ -109,9 +111,7 @@ class Parts:
             kept["sample"] = torch.zeros(self.samples, self.outline.width + 1)
         return kept
 
-    def sums(
-        self, parameters: Tensors, kept: Kept, batch: Tensors, scalars: Tensors
-    ) -> tuple[Tensors, Kept, Tensors]:
+    def sums(self, parameters: Tensors, kept: Kept, batch: Tensors, scalars: Tensors) -> tuple[Tensors, Kept, Tensors]:
         """Add what the model's own losses need of a pass.
 
         batch: `counted` of the pass. scalars: first, bool, True for the first pass of a step.
@@ -142,9 +142,7 @@ class Parts:
             made["sample"] = torch.where(batch["mine"][:, None], rows, torch.where(first, 0.0, kept["sample"]))
         return parameters, made, {}
 
-    def update(
-        self, parameters: Tensors, kept: Kept, batch: Kept, scalars: Tensors
-    ) -> tuple[Tensors, Kept, Tensors]:
+    def update(self, parameters: Tensors, kept: Kept, batch: Kept, scalars: Tensors) -> tuple[Tensors, Kept, Tensors]:
         """Update parameters and moments, which are `kept["moments"]`, unless something isn't finite.
 
         batch: empty. scalars: lr and count, as for `Step`. The record is that of `Step`.
@@ -157,7 +155,9 @@ class Parts:
         record |= {"norm": norm, "finite": torch.isfinite(norm) & torch.isfinite(record["total"])}
         if "sample" in kept:
             record["sample"] = kept["sample"]
-        gradients = {name: own for flat, names in zip(flats, self.flats, strict=True) for name, own in self._views(flat, names)}
+        gradients = {
+            name: own for flat, names in zip(flats, self.flats, strict=True) for name, own in self._views(flat, names)
+        }
         new, moments = self.step.updated(parameters, gradients, kept["moments"], norm, record["finite"], scalars)
         return new, {**kept, "moments": moments}, record
 

@@ -206,6 +206,8 @@ def _where(device: Device, config: Config, ranks: Ranks) -> str:
         return device.reason
     if why := why_on_host(config, ranks.size):
         return f"{device.reason}; the layers run on the CPU: {why}"
+    if config.run.device == "auto":
+        return f"{device.reason}; the layers run there or on the CPU, whichever is faster"
     return f"{device.reason}; the layers train there, and evaluations and samples run on the CPU"
 
 
@@ -225,8 +227,11 @@ def _train(ready: _Prepared, ranks: Ranks, voice: Voice, stop_after: int | None)
         trainer = ready.trainer(job.folder, monitor, ranks)
         if found:
             _resume(job, trainer, found, monitor)
+        choice = trainer.choose()
+        if choice:
+            monitor.say(f"layers      {choice}")
         enlist(ranks, config, ready.streams.train, trainer.model, trainer.steps.optimizer)
-        facts = _facts(job, trainer, ready.device)
+        facts = _facts(job, trainer, ready.device) | ({"measured": choice.record()} if choice else {})
         for line in summary.opening(config, facts):
             monitor.say(line)
         for line in summary.details(job, facts):

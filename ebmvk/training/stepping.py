@@ -69,6 +69,9 @@ class Steps(ABC):
     def settle(self) -> None:  # noqa: B027  # on the host there is nothing to do
         """Bring `model` and `optimizer` up to date. Raises DeviceError if the device lost them."""
 
+    def begin(self) -> None:  # noqa: B027  # on the host there is nothing to do
+        """Let the next step begin with the weights and moments of `model` and `optimizer`."""
+
     def restore(self, found: Checkpoint) -> None:
         """Continue with the weights and moments of a checkpoint.
 

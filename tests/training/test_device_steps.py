@@ -22,7 +22,7 @@ from ebmvk.errors import BatchTooLarge, DeviceLost, NonFinite, OutOfMemory
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.runs.checkpoint import Checkpoint, load
 from ebmvk.runs.folder import new_model
-from ebmvk.training import device_steps
+from ebmvk.training import choosing, device_steps
 from ebmvk.training.device_programs import Programs, programs
 from ebmvk.training.device_steps import DeviceSteps
 from ebmvk.training.host_steps import HostSteps
@@ -98,7 +98,7 @@ class Runs:
         folder.mkdir()
         config = config_of(model, device=device, **more)
         tokenizer, stream = self.text
-        where = self.vulkan if device == "vulkan" else Device(Reference(), torch.device("cpu"), "cpu")
+        where = self.vulkan if device in {"vulkan", "auto"} else Device(Reference(), torch.device("cpu"), "cpu")
         monitor = Monitor(folder, quiet=True, log_every=1, total=config.training.steps, done=found.step if found else 0)
         net = new_model(config, tokenizer, stream)
         made = Trainer(config, folder, net, tokenizer, Streams(stream, stream), where, monitor, lambda _: {})
@@ -151,7 +151,8 @@ def test_a_device_trains_as_the_processor_does(model: str, runs: Runs) -> None:
         assert abs(own["loss"] - other["loss"]) <= NATS
         assert own["lr"] == other["lr"]
         did = own["device"]
-        assert (did["cpu_ops"], did["submissions"], did["waits"]) == (0, 1, 1)
+        assert (did["cpu_ops"], did["waits"]) == (0, 1)
+        assert did["submissions"] >= 1  # more if the device is so slow that its work is cut
         tokens = 2 * 4 * ours.config.training.windows_per_step * 10  # of inputs and targets
         assert 0 < did["bytes_up"] + did["bytes_down"] <= tokens + 64 * 1024
         assert did["dispatches"] > 0
@@ -273,3 +274,31 @@ def test_more_passes_need_no_more_programs(runs: Runs, made: dict[object, Progra
     assert abs(own["loss"] - before["loss"]) <= NATS
     assert {name: len(step.programs) for name, step in chain.steps.items()} == {**count, "pass": count["pass"] + 1}
     assert own["device"]["waits"] == 1
+
+
+@pytest.mark.parametrize("faster", ["vulkan", "cpu"])
+def test_a_measured_choice_leaves_no_trace_in_the_run(faster: str, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here lavapipe counts as a device that `auto` takes. A run that was resumed has the same bits as
+    one that named the device."""
+    monkeypatch.setattr(choosing, "COMPILING", 0.0)
+    monkeypatch.setattr(choosing, "SHARE", 10.0)
+    real = choosing.timed
+
+    def timed(steps: Any, take: Any) -> float:
+        real(steps, take)
+        return 0.5 if (steps.where == "vulkan") == (faster == "vulkan") else 1.0
+
+    monkeypatch.setattr(choosing, "timed", timed)
+    found = saved(runs.run("plain", "cpu", stop=1), 1)
+    auto, named = (runs.trainer("plain", device, found) for device in ("auto", faster))
+    choice = auto.choose()
+    assert choice is not None
+    assert (choice.where, auto.steps.where) == (faster, faster)
+    assert named.choose() is None
+    auto.step()
+    auto.steps.settle()
+    ours = {**auto.model.state_dict(), **auto.steps.optimizer.state_dict()}
+    named.step()
+    named.steps.settle()
+    for name, value in {**named.model.state_dict(), **named.steps.optimizer.state_dict()}.items():
+        assert torch.equal(ours[name], value), name

@@ -17,7 +17,7 @@ from model_steps import Case, Made, make
 from ebmvk.compute.step import CompiledStep
 from ebmvk.objective.batch import Batch, prepare
 from ebmvk.ranks import Share
-from ebmvk.training.parts import ALIGNED, Kept, Outline, Parts, counted, layout, pairs
+from ebmvk.training.parts import Kept, Outline, Parts, counted, layout, pairs
 from ebmvk.training.update import Rule
 
 EXACT = 1e-6
@@ -82,7 +82,6 @@ def test_a_step_in_parts_is_the_whole_step(case: Case) -> None:
     made = make(case, None)
     parts = parts_of(made, most=2000)  # several flat arrays
     assert len(parts.flats) > 1
-    assert all(("sample" in kept) == case.sample for kept in (parts.empty(),))
     kept = begun(made, parts)
     for number in (0, 1):
         batch = made.batch(number)
@@ -126,13 +125,12 @@ def test_what_is_not_finite_in_any_pass_leaves_weights_and_moments(bad: int) -> 
 
 
 def test_parameters_that_are_updated_alike_lie_side_by_side() -> None:
-    shapes = {"a": (3,), "b": (4, 4), "c": (5,), "d": (40,)}
+    shapes = {"a": (3,), "b": (8, 8), "c": (65,), "d": (640,)}
     parameters = {name: torch.zeros(shape) for name, shape in shapes.items()}
     one, other = Rule(1.0, 0.0, False), Rule(1.0, 0.1, False)
     rules = {"a": one, "b": other, "c": one, "d": other}
-    assert layout(list(shapes), parameters, rules, 1000) == [["a", "c", "b", "d"]]
-    assert layout(list(shapes), parameters, rules, 28) == [["a", "c", "b"], ["d"]]
-    assert all(size % ALIGNED == 0 for size in (28,))
+    assert layout(list(shapes), parameters, rules, 10000) == [["a", "c", "b", "d"]]
+    assert layout(list(shapes), parameters, rules, 256) == [["a", "c", "b"], ["d"]]
 
 
 def test_sums_are_kept_to_fourteen_digits() -> None:
