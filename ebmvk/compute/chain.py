@@ -86,8 +86,8 @@ class Chain:
             step.start(parameters, {key: own for key, own in state.items() if key in self._keeps[name]})
 
     def prepare(self, calls: Sequence[Call], making: Callable[[], None] = lambda: None) -> list[Compiled]:
-        """The programs of some calls, with parameters and state in place. Everything that later runs
-        will call has to be prepared together, at first.
+        """The programs of some calls, with parameters and state in place. The first time, prepare
+        everything that later runs will call.
 
         making: called first if a program doesn't exist yet, since making it takes a while.
 
@@ -99,7 +99,7 @@ class Chain:
         self, calls: Sequence[Call], making: Callable[[], None] = lambda: None, *,
         given: Sequence[str] = (), taken: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """Make everything that `run` needs. given, taken: names, as for `run`. Raises as `prepare`."""
+        """Make everything that `run` needs. given, taken: as for `run`. Raises as `prepare`."""
         programs = self.prepare(calls, making)
         if isinstance(programs[0].runner, OnDevice):
             self._sequence(programs, tuple(given), tuple(taken))

@@ -155,8 +155,8 @@ class _Update:
     """A loop that updates tensors of one size, element by element.
 
     roles: its loads of whole tensors, in the order in which its expressions name them. outputs: the
-    tensors that it fills. fixed: for each role the argument of which it reads a part, or None. form:
-    its expressions with a role's number in place of each load.
+    tensors that it fills. fixed: for each role the argument of which it reads a part, or None.
+    form: its expressions with a role's number in place of each load.
     """
 
     position: int

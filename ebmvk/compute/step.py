@@ -122,8 +122,8 @@ class CompiledStep:
     To keep parameters and state on the device between steps, use `start`, `run` and `read`.
 
     ran: what the last run did on the device; None in numpy. cpu_ops: torch's operations on the host
-    between its submission and its end. chained: the programs of a chain of steps, which share what they
-    keep; see `ebmvk.compute.chain`.
+    between its submission and its end. chained: the programs of a chain of steps, which share what
+    they keep; see `ebmvk.compute.chain`.
     """
 
     step: TrainingStep

@@ -43,9 +43,9 @@ def select(device: str = "auto") -> Backend:
     Args:
         device: auto, cpu, cuda, vulkan, vulkan:<index>, vulkan:RANK or reference. vulkan:RANK is
             for processes of torchrun: each takes the device with its LOCAL_RANK as index, while
-            vulkan is one device for all. auto takes CUDA if torch has it, else a Vulkan device that isn't a software renderer (such as lavapipe, which is for
-            tests), else the CPU kernels. Both auto and vulkan take a discrete card before an
-            integrated GPU.
+            vulkan is one device for all. auto takes CUDA if torch has it, else a Vulkan device that
+            isn't a software renderer (such as lavapipe, which is for tests), else the CPU kernels.
+            Both auto and vulkan take a discrete card before an integrated GPU.
 
     Raises:
         ArgumentError: `device` isn't one of these.

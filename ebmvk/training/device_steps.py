@@ -138,8 +138,8 @@ class DeviceSteps(Steps):
         return programs(self._pure, self.device.backend, passes=passes, meet=meet)
 
     def _meet(self, small: Tensor, large: Sequence[Tensor]) -> None:
-        """Sums over the ranks, in place. small: float64, first, so that a lost rank is noticed before
-        much is sent. An interruption of any rank becomes one of all."""
+        """Sums over the ranks, in place. small: float64; it goes first, so that a lost rank is
+        noticed before much is sent. An interruption of any rank becomes one of all."""
         known = torch.cat((small, small.new_tensor([float(self._interruption.came or self.ranks.interrupted)])))
         self.ranks.add_up([known])
         small.copy_(known[:-1])

@@ -28,7 +28,6 @@ from torch.utils import _pytree as pytree
 from ebmvk.compute.capture import without_caches
 from ebmvk.compute.fuse_place import ALIGNED
 from ebmvk.objective.batch import Batch
-from ebmvk.training import update
 from ebmvk.training.step import Step
 from ebmvk.training.update import Rule, Tensors
 
@@ -143,7 +142,7 @@ class Parts:
         return parameters, made, {}
 
     def update(self, parameters: Tensors, kept: Kept, batch: Kept, scalars: Tensors) -> tuple[Tensors, Kept, Tensors]:
-        """Update parameters and moments, which are `kept["moments"]`, unless something isn't finite.
+        """Update parameters and `kept["moments"]`, unless something isn't finite.
 
         batch: empty. scalars: lr and count, as for `Step`. The record is that of `Step`.
         """

@@ -109,8 +109,8 @@ class Trainer:
         )
 
     def choose(self) -> Choice | None:
-        """With `--device auto` and a Vulkan device, measure where the steps are taken faster, and take
-        them there. Weights and moments stay as they are. None if there is nothing to choose.
+        """With `--device auto` and a Vulkan device, measure where steps are faster, and take them
+        there. Weights and moments stay as they are. None if there is nothing to choose.
         """
         if self.config.run.device != "auto" or not trained_on_device(self.device, self.config, self.ranks.size):
             return None

@@ -1,4 +1,4 @@
-"""Steps that run one after another with one wait: passes of a small regression, and their update."""
+"""Steps that run one after another with one wait: passes of a small regression, then an update."""
 
 from __future__ import annotations
 

@@ -278,8 +278,8 @@ def test_more_passes_need_no_more_programs(runs: Runs, made: dict[object, Progra
 
 @pytest.mark.parametrize("faster", ["vulkan", "cpu"])
 def test_a_measured_choice_leaves_no_trace_in_the_run(faster: str, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here lavapipe counts as a device that `auto` takes. A run that was resumed has the same bits as
-    one that named the device."""
+    """Here lavapipe counts as a device that `auto` takes. A run that was resumed has the same bits
+    as one that named the device."""
     monkeypatch.setattr(choosing, "COMPILING", 0.0)
     monkeypatch.setattr(choosing, "SHARE", 10.0)
     real = choosing.timed

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ebmvk.errors import DeviceLost, NonFinite, OutOfMemory
+from ebmvk.errors import DeviceLost, EbmvkError, NonFinite, OutOfMemory
 from ebmvk.training import choosing
 from ebmvk.training.choosing import COMPILING, SHARE, STEPS, chosen
 
@@ -60,14 +60,14 @@ def test_a_short_run_is_not_kept_waiting() -> None:
 
 
 @pytest.mark.parametrize("error", [OutOfMemory("no room", hint="-"), DeviceLost("gone", hint="-")])
-def test_a_device_that_fails_is_not_chosen(error: Exception) -> None:
+def test_a_device_that_fails_is_not_chosen(error: EbmvkError) -> None:
     def fail() -> Any:
         raise error
 
     host = Fake(1.0)
     found = chosen(lambda: host, fail, lambda _: None, LONG)  # type: ignore[arg-type, return-value]
     assert found.where == "cpu"
-    assert f"the Vulkan device can't train it ({error})" in str(found)
+    assert f"the Vulkan device can't train it ({error.what})" in str(found)
 
 
 def test_a_step_that_fails_on_the_processor_is_left_to_the_run() -> None:
