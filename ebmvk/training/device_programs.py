@@ -203,6 +203,6 @@ class Split(Programs):
 
 
 def programs(pure: Step, backend: Vulkan, *, passes: int, meet: Meet | None = None) -> Programs:
-    """The programs of steps with so many passes. meet: see `Split`."""
+    """The programs of steps with `passes` passes. meet: see `Split`."""
     device = opened(backend)
     return Whole(pure, device) if passes == 1 and meet is None else Split(pure, device, meet)

@@ -99,7 +99,7 @@ class Parts:
         self.flats = layout(outline.gradients, parameters, step.rules, most)
 
     def empty(self) -> Kept:
-        """What is kept before the first pass."""
+        """The tensors that are kept, before the first pass."""
         kept: Kept = {
             "gradients": [torch.zeros(sum(_padded(self._shapes[name]) for name in flat)) for flat in self.flats],
             "losses": torch.zeros(1 + len(self.outline.parts)),
