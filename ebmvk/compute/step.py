@@ -212,7 +212,7 @@ class CompiledStep:
         self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None
     ) -> tuple[Compiled, dict[int, Array]]:
         compiled, fed = self.found(batch, scalars, making)
-        if self._fresh:
+        if self._fresh and self._kept is not None:
             compiled.runner.write(kept_arrays(*self._kept))
             self._fresh = False
         return compiled, fed

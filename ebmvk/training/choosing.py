@@ -63,7 +63,10 @@ def chosen(host: Callable[[], Steps], device: Callable[[], Steps], take: Take, l
         left: the number of steps that the run has left.
     """
     began = time.perf_counter()
-    spent = lambda: time.perf_counter() - began  # noqa: E731
+
+    def spent() -> float:
+        return time.perf_counter() - began
+
     if left * SHARE < STEPS + 1:
         return Choice("cpu", f"with {left} steps left, measuring the device would take too large a part of them")
     try:

@@ -152,7 +152,7 @@ class DeviceSteps(Steps):
         shares = [Share(self.ranks.rank, self.ranks.size, batch=number, batches=parts) for number in range(parts)]
         seed, config, length = self.config.run.seed, self.config, tokens.shape[1] - 1
         places = self._places(tokens, step)
-        found = []
+        found: list[Pass] = []
         for share in shares:
             batch = prepare(self.model, tokens, config, seed=seed, step=step, share=share, fixed=True)
             given: dict[str, Any] = {"pass": batch}
