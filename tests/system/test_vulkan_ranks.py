@@ -15,9 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from ebmvk.cli import train as training
-from ebmvk.engine import device
-from ebmvk.engine.select import Choice, choose
-from ebmvk.engine.vulkan import Vulkan
+from ebmvk.engine.select import choose
 from ebmvk.engine.vulkan_devices import devices
 from ebmvk.errors import DeviceError
 from ebmvk.training.device_steps import DeviceSteps
@@ -27,8 +25,7 @@ from .test_resume import SPLATS
 
 SMALL = (
     "--precision", "float32", "--dropout", 0, "--sample-tokens", 0, "--quiet", "--n-layers", 1, "--latent-dim", 16,
-    "--context-medium", 4, "--seq-length", 8, "--context-global", 8,
-    "--steps", 4, "--save-every", 1, "--eval-every", 4, "--eval-tokens", 40,
+    "--save-every", 1, "--eval-every", 4, "--eval-tokens", 40,
 )  # fmt: skip
 WEIGHTS, NATS = 2e-5, 1e-5
 """Absolute, as for processes on the CPU: sums in another order, in float32. Per token: as for one
@@ -44,12 +41,6 @@ def begun(tiny: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[obje
         pytest.skip(str(error))
     if not found:
         pytest.skip("no Vulkan device")
-
-    def opened(choice: Choice) -> Any:  # a busy machine takes minutes to compile lavapipe's kernels
-        return Vulkan(choice.index, options={"timeout_seconds": 1200.0}) if choice.kind == "vulkan" else real(choice)
-
-    real = device.open_choice
-    monkeypatch.setattr(device, "open_choice", opened)
     monkeypatch.setattr("ebmvk.report.run_page.write_report", lambda *_: None)
     return ("--config", tiny, "--dataset", text, *SMALL)
 
@@ -80,7 +71,7 @@ def test_two_processes_train_as_one_and_a_lost_one_costs_no_step(
     tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second process is killed in the third step; the run goes on alone, on the CPU."""
-    flags = (*begun, "--model", "plain", "--batch-size", 2, "--accumulation-steps", 2, *SPLATS)
+    flags = (*begun, "--model", "plain", "--batch-size", 2, "--accumulation-steps", 2, "--steps", 4, *SPLATS)
     one, two = tmp_path / "one", tmp_path / "two"
     assert command(one, *flags, "--device", "cpu")() == 0
     real = DeviceSteps.attempt
