@@ -101,7 +101,7 @@ def require_tensors(names: Sequence[str], arguments: Sequence[object]) -> None:
 
 
 @contextmanager
-def _without_caches() -> Iterator[None]:
+def without_caches() -> Iterator[None]:
     """Tensors that a cached function made outside must not enter the graph, and those that it makes
     while tracing have no values and must not stay."""
     _clear_caches()
@@ -188,7 +188,7 @@ def _traced(step: Step, examples: Sequence[torch.Tensor]) -> fx.GraphModule:
 
     inputs = [example.detach() for example in examples]
     try:
-        with _without_caches(), sdpa_kernel(SDPBackend.MATH), fx_traceback.preserve_node_meta(), _Lines():
+        with without_caches(), sdpa_kernel(SDPBackend.MATH), fx_traceback.preserve_node_meta(), _Lines():
             graph = _make(called, decompose.lists())(*inputs)
     except (RuntimeError, TypeError, ValueError) as error:
         refused = _refused(error)

@@ -132,7 +132,7 @@ class CompiledFunction:
         program = fuse(lower(captured), limits)
         results = list(range(len(seen["dtypes"])))
         fed = range(layout.kept, len(leaves))
-        runner = runner_of(recorder, program, layout.names, fed, results, like)
+        runner = runner_of(recorder, program, layout.names, fed, results, like, alone=True)
         return Compiled(layout, captured, program, seen["spec"], results, seen["dtypes"], runner)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -94,7 +94,7 @@ class Compiled:
     runner: Runner
 
     def recorded(self, outputs: Mapping[int, Array]) -> Tree:
-        """The record with the values of a run. outputs: by position."""
+        """The record of a run from its results."""
         values = [
             torch.from_numpy(np.array(outputs[position])).to(dtype)
             for position, dtype in zip(self.results, self.dtypes, strict=True)
@@ -123,7 +123,8 @@ class CompiledStep:
     To keep parameters and state on the device between steps, use `start`, `run` and `read`.
 
     ran: what the last run did on the device; None in numpy. cpu_ops: torch's operations on the host
-    between its submission and its end.
+    between its submission and its end. chained: the programs of a chain of steps, which share what
+    they keep; see `ebmvk.compute.chain`.
     """
 
     step: TrainingStep
@@ -133,6 +134,7 @@ class CompiledStep:
     limits: Limits | None = None
     programs: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
     recorder: Recorder | None = None
+    chained: list[Runner] | None = None
     ran: Ran | None = None
     cpu_ops: int = 0
     _kept: tuple[Tree, Tree] | None = None
@@ -146,6 +148,7 @@ class CompiledStep:
         """Parameters and state for the next `run`."""
         self._kept = (parameters, state)
         self._fresh = True
+        self._known = {}
 
     def ready(self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None) -> Compiled:
         """The program that `run` would run, with its parameters and state in place.
@@ -159,13 +162,12 @@ class CompiledStep:
 
         making: as for `ready`.
         """
-        compiled, leaves = self._ready(batch, scalars, making)
-        fed = {position: array_of(leaves[position]) for position in range(compiled.layout.kept, len(leaves))}
+        compiled, fed = self._ready(batch, scalars, making)
         with Operations() as operations:
             result = compiled.runner.run(fed)
-        outputs, self.cpu_ops = result.outputs, operations.count
+        self.cpu_ops = operations.count
         self.ran = getattr(result, "ran", None)
-        return compiled.recorded(outputs)
+        return compiled.recorded(result.outputs)
 
     def read(self) -> tuple[Tree, Tree]:
         """Parameters and state as they are now, on the host."""
@@ -197,29 +199,42 @@ class CompiledStep:
                 hint="Call start(parameters, state), then ready(batch, scalars).",
             )
         compiled = next(iter(self.programs.values()))
-        self._write(compiled, pytree.tree_leaves(self._kept))
+        self._write(compiled)
         return self._kept[0], compiled.runner
 
     def compile(self, parameters: Tree, state: Tree, batch: Tree, scalars: Tree) -> Compiled:
         """The program for these shapes, made now if it doesn't exist yet."""
         return self._compiled((parameters, state, batch, scalars))[0]
 
+    def found(
+        self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None
+    ) -> tuple[Compiled, dict[int, Array]]:
+        """The program for a batch, and the arrays that it is fed, by position. Unlike `ready` it
+        doesn't put parameters and state in place."""
+        if self._kept is None:
+            raise ArgumentError("the step has no parameters yet", hint="Call start(parameters, state) before run.")
+        leaves, spec = pytree.tree_flatten((batch, scalars))
+        key = (str(spec), *((getattr(leaf, "shape", None), getattr(leaf, "dtype", None)) for leaf in leaves))
+        compiled = self._known.get(key)
+        if compiled is None:
+            compiled = self._known[key] = self._compiled((*self._kept, batch, scalars), making)[0]
+        return compiled, {compiled.layout.kept + number: array_of(leaf) for number, leaf in enumerate(leaves)}
+
     _fresh: bool = True
+    _known: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
+    _placed: set[str] = field(default_factory=set)
 
     def _ready(
         self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None
-    ) -> tuple[Compiled, list[torch.Tensor]]:
-        if self._kept is None:
-            raise ArgumentError("the step has no parameters yet", hint="Call start(parameters, state) before run.")
-        compiled, leaves = self._compiled((*self._kept, batch, scalars), making)
-        self._write(compiled, leaves)
-        return compiled, leaves
+    ) -> tuple[Compiled, dict[int, Array]]:
+        compiled, fed = self.found(batch, scalars, making)
+        self._write(compiled)
+        return compiled, fed
 
-    def _write(self, compiled: Compiled, leaves: Sequence[torch.Tensor]) -> None:
-        """Write what `start` gave, unless that has happened. leaves: parameters and state first."""
-        if self._fresh:
-            names = compiled.layout.names[: compiled.layout.kept]
-            compiled.runner.write(dict(zip(names, map(array_of, leaves), strict=False)))
+    def _write(self, compiled: Compiled) -> None:
+        """Write what `start` gave, unless that has happened."""
+        if self._fresh and self._kept is not None:
+            compiled.runner.write(kept_arrays(*self._kept))
             self._fresh = False
 
     def _compiled(
@@ -248,14 +263,20 @@ class CompiledStep:
             return [*kept, *results]
 
         donated = {position: position for position in range(layout.kept)}
-        others: list[list[torch.Tensor]] | None = None if self.check else []
-        captured = capture(called, leaves, layout.names, donated=donated, others=others)
+        varied: list[list[torch.Tensor]] | None = None if self.check else []
+        captured = capture(called, leaves, layout.names, donated=donated, others=varied)
         results = list(range(layout.kept, layout.kept + len(seen["dtypes"])))
         recorder, limits = place(self)
-        program = fuse(lower(captured), limits)
+        others = _names_of(self.chained) - self._placed  # those of other steps
+        placed = frozenset(number for number, name in enumerate(layout.names) if name in others)
+        program = fuse(replace(lower(captured), placed=placed), limits)
         fed = range(layout.kept, len(leaves))
-        like = next(iter(self.programs.values())).runner if self.programs else None
-        runner = runner_of(recorder, program, layout.names, fed, results, like)
+        known = [made.runner for made in self.programs.values()] if self.chained is None else self.chained
+        like = known[0] if known else None
+        runner = runner_of(recorder, program, layout.names, fed, results, like, self.chained is None)
+        if self.chained is not None:
+            self.chained.append(runner)
+            self._placed |= _names_of(self.chained) - others
         return Compiled(layout, captured, program, seen["record"], results, seen["dtypes"], runner)
 
 
@@ -305,10 +326,22 @@ def _kept_leaves(old: Tree, new: Tree, layout: Layout) -> list[torch.Tensor]:
     return list(after)
 
 
+def kept_arrays(parameters: Tree, state: Tree) -> dict[str, Array]:
+    """Parameters and state as arrays, by the names that a `Layout` gives them."""
+    parts = zip(PARTS, (parameters, state), strict=False)
+    leaves = ((part, *found) for part, tree in parts for found in pytree.tree_flatten_with_path(tree)[0])
+    return {part + pytree.keystr(path): array_of(leaf) for part, path, leaf in leaves}
+
+
 def array_of(leaf: torch.Tensor) -> Array:
     """The values of a tensor, in order."""
     array: Array = leaf.detach().cpu().contiguous().numpy()
     return array
+
+
+def _names_of(runners: Sequence[Runner] | None) -> set[str]:
+    """The arguments that have a place on the device."""
+    return {name for runner in runners or () if isinstance(runner, OnDevice) for name in runner.state.entries}
 
 
 class Wanted(Protocol):
@@ -325,19 +358,20 @@ def place(step: Wanted) -> tuple[Recorder | None, Limits]:
     if step.backend == "reference":
         return None, step.limits or Limits()
     if step.recorder is None:
-        step.recorder = _opened(step.device)
+        step.recorder = opened(step.device)
     device = step.recorder.limits
     words = device.range_bytes // WORD
     return step.recorder, step.limits or Limits(tensors=min(Limits.tensors, device.bindings), block=words)
 
 
-def _opened(device: Any) -> Recorder:
+def opened(device: Any) -> Recorder:
+    """What records programs for a device as `compile_step` takes it. Raises ArgumentError."""
     if isinstance(device, Recorder):
         return device
-    opened = select(device) if isinstance(device, str) else device or Vulkan()
-    if not isinstance(opened, Vulkan):
+    backend = select(device) if isinstance(device, str) else device or Vulkan()
+    if not isinstance(backend, Vulkan):
         raise ArgumentError(f"device is {device!r}, not a Vulkan device", hint='Use "vulkan" or "vulkan:<index>".')
-    return Recorder(opened)
+    return Recorder(backend)
 
 
 def runner_of(
@@ -347,12 +381,14 @@ def runner_of(
     fed: Collection[int],
     fetched: Collection[int],
     like: Runner | None,
+    alone: bool,
 ) -> Runner:
-    """A program that is ready to run. like: another one, whose kept arguments it shares."""
+    """A program that is ready to run. like: another one, whose kept arguments it shares. alone: see
+    `OnDevice`."""
     if recorder is not None:
         shared = like if isinstance(like, OnDevice) else None
         state, arena = (shared.state, shared.arena) if shared else (None, None)
-        return OnDevice(recorder, program, names=names, fed=fed, fetched=fetched, state=state, arena=arena)
+        return OnDevice(recorder, program, names=names, fed=fed, fetched=fetched, state=state, arena=arena, alone=alone)
     runner = Reference(program, names, fed, fetched)
     if like is not None:
         runner.state = like.state

@@ -15,14 +15,17 @@ MODELS_ON_DEVICE = ("ebm", "plain", "tinygpt", "minillm")
 
 _WHY: tuple[tuple[Callable[[Config, int], bool], str], ...] = (
     (
-        lambda config, _: config.run.device == "auto",
-        "nobody has measured yet which is faster; --device vulkan moves them",
+        lambda config, ranks: config.run.device == "auto" and ranks > 1,
+        "only one process alone measures which is faster; --device vulkan moves them",
+    ),
+    (
+        lambda config, _: config.run.device == "auto" and config.run.deterministic,
+        "a choice by measuring may differ between runs, and --deterministic is on; --device vulkan moves them",
     ),
     (
         lambda config, _: config.model.model not in MODELS_ON_DEVICE,
         "the model {model} isn't compiled for Vulkan yet",
     ),
-    (lambda _, ranks: ranks > 1, "{ranks} processes can't share a step on Vulkan devices yet"),
     (
         lambda config, _: config.training.precision != "float32",
         "there is no {precision} on the device yet; --precision float32 moves them there",

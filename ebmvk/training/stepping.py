@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ebmvk.config.schema import Config
+from ebmvk.config.where import why_on_host
+from ebmvk.engine.device import Device
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.reading import Layers
 from ebmvk.runs import checkpoint
@@ -78,6 +80,9 @@ class Steps(ABC):
     def layers(self) -> Layers:
         """What reads texts with the weights as they are now, also if `model` has older ones."""
 
+    def begin(self) -> None:  # noqa: B027  # on the host there is nothing to do
+        """Let the next step begin with the weights and moments of `model` and `optimizer`."""
+
     def restore(self, found: Checkpoint) -> None:
         """Continue with the weights and moments of a checkpoint.
 
@@ -92,3 +97,8 @@ class Steps(ABC):
         Raises BatchTooLarge as `take`.
         """
         return iter(())
+
+
+def trained_on_device(device: Device, config: Config, ranks: int) -> bool:
+    """True if a Vulkan device may take the steps. ranks: the number of processes."""
+    return device.backend.name == "vulkan" and why_on_host(config, ranks) is None

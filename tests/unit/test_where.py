@@ -32,8 +32,8 @@ def test_a_device_trains_the_models_of_the_table(model: str, device: str) -> Non
 @pytest.mark.parametrize(
     ("values", "ranks", "said"),
     [
-        ({"device": "auto"}, 1, "--device vulkan"),
-        ({}, 2, "2 processes"),
+        ({"device": "auto"}, 2, "--device vulkan"),
+        ({"device": "auto", "deterministic": True}, 1, "--device vulkan"),
         ({"precision": "bfloat16"}, 1, "--precision float32"),
     ],
 )
@@ -56,6 +56,7 @@ def test_the_line_of_the_device_says_where_layers_are_trained() -> None:
     backend.name = "vulkan"
     assert "the layers train there" in _where(device, asked(), ALONE)
     assert device.told(None) == "asked for; the layers run there, too"
+    assert "whichever is faster" in _where(device, asked(device="auto"), ALONE)
     assert "the layers run on the CPU: the model infinito" in _where(device, asked(model="infinito"), ALONE)
 
 
