@@ -322,7 +322,7 @@ class _Inlined:
             of = dict(zip(inputs, tensors, strict=True))
             given = _with((args, keywords), of)
             own = {key: value for key, value in given[1].items() if key not in _PLACES}
-            result = _ruled(target, given[0], own)
+            result = _laid_as(_ruled(target, given[0], own), self.node.meta["val"])
             shape[:] = [result]
             return [value for value in pytree.tree_leaves(_opened(result)) if isinstance(value, Tensor)]
 
@@ -377,6 +377,27 @@ def _renewed(tree: Any, nodes: Any) -> Any:
     if isinstance(tree, Pair):
         return Pair(next(nodes), None if tree.low is None else next(nodes))
     return [_renewed(value, nodes) for value in tree] if isinstance(tree, list | tuple) else tree
+
+
+def _laid_as(tree: Any, before: Any) -> Any:
+    """The tree of a rule's result with the strides of the result that it replaces. The nodes after
+    it were traced with them, and views and `as_strided` depend on them."""
+    if isinstance(tree, list | tuple):
+        return [_laid_as(part, own) for part, own in zip(tree, before, strict=True)]
+    if isinstance(tree, Pair):
+        return tree.each(lambda part: _laid_as(part, before))
+    if not isinstance(tree, Tensor) or _same_strides(tree, before):
+        return tree
+    # Memory's order of a dense result. A result with gaps or repeats allows fewer views than this.
+    order = sorted(range(before.dim()), key=lambda axis: -before.stride(axis))
+    back = [order.index(axis) for axis in range(before.dim())]
+    return tree.permute(order).contiguous().permute(back)
+
+
+def _same_strides(a: Tensor, b: Tensor) -> bool:
+    return a.numel() == 0 or all(
+        size == 1 or own == other for size, own, other in zip(a.shape, a.stride(), b.stride(), strict=True)
+    )
 
 
 def _ruled(target: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ebmvk.config.schema import Config
 
-MODELS_ON_DEVICE = ("ebm", "plain", "tinygpt", "minillm")
+MODELS_ON_DEVICE = ("ebm", "plain", "tinygpt", "minillm", "infinito")
 """The models whose training step is compiled for a Vulkan device."""
 
 _WHY: tuple[tuple[Callable[[Config, int], bool], str], ...] = (
