@@ -380,24 +380,24 @@ def _renewed(tree: Any, nodes: Any) -> Any:
 
 
 def _laid_as(tree: Any, before: Any) -> Any:
-    """The tree of a rule's result with the strides of the result that it replaces. The nodes after
-    it were traced with them, and views and `as_strided` depend on them."""
+    """The tree of a rule's result, lying in memory like the result that it replaces. The nodes after
+    it were traced with its strides, and views and `as_strided` depend on them."""
     if isinstance(tree, list | tuple):
         return [_laid_as(part, own) for part, own in zip(tree, before, strict=True)]
     if isinstance(tree, Pair):
         return tree.each(lambda part: _laid_as(part, before))
-    if not isinstance(tree, Tensor) or _same_strides(tree, before):
+    if not isinstance(tree, Tensor) or _lies_like(tree, before):
         return tree
-    # Memory's order of a dense result. A result with gaps or repeats allows fewer views than this.
+    # The order in memory of a dense result. One with gaps or repeats allows fewer views than this.
     order = sorted(range(before.dim()), key=lambda axis: -before.stride(axis))
     back = [order.index(axis) for axis in range(before.dim())]
-    return tree.permute(order).contiguous().permute(back)
+    return tree.permute(order).clone(memory_format=torch.contiguous_format).permute(back)
 
 
-def _same_strides(a: Tensor, b: Tensor) -> bool:
-    return a.numel() == 0 or all(
-        size == 1 or own == other for size, own, other in zip(a.shape, a.stride(), b.stride(), strict=True)
-    )
+def _lies_like(a: Tensor, b: Tensor) -> bool:
+    steps = zip(a.shape, a.stride(), b.stride(), strict=True)
+    same = a.storage_offset() == b.storage_offset() and all(size == 1 or own == other for size, own, other in steps)
+    return same or a.numel() == 0
 
 
 def _ruled(target: Any, args: Any, kwargs: dict[str, Any]) -> Any:

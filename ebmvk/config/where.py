@@ -9,17 +9,10 @@ from collections.abc import Callable
 
 from ebmvk.config.schema import Config
 
-MODELS_ON_DEVICE = ("ebm", "plain", "tinygpt", "minillm", "infinito")
-"""The models whose training step is compiled for a Vulkan device."""
-
 _WHY: tuple[tuple[Callable[[Config, int], bool], str], ...] = (
     (
         lambda config, _: config.run.device == "auto",
         "nobody has measured yet which is faster; --device vulkan moves them",
-    ),
-    (
-        lambda config, _: config.model.model not in MODELS_ON_DEVICE,
-        "the model {model} isn't compiled for Vulkan yet",
     ),
     (lambda _, ranks: ranks > 1, "{ranks} processes can't share a step on Vulkan devices yet"),
     (
@@ -36,10 +29,9 @@ def why_on_host(config: Config, ranks: int = 1) -> str | None:
 
     ranks: the number of processes.
     """
-    model, precision = config.model.model, config.training.precision
     for holds, why in _WHY:
         if holds(config, ranks):
-            return why.format(model=model, precision=precision, ranks=ranks)
+            return why.format(precision=config.training.precision, ranks=ranks)
     return None
 
 

@@ -82,8 +82,8 @@ def test_gradients_agree_after_fifty_steps(made: Made, record_property: Callable
     state: Any = made.state
     for number in range(FIFTY):
         lr = torch.tensor(made.config.training.learning_rate)
-        given = (made.batch(number), {**made.scalars(number), "lr": lr})
-        parameters, state, _ = in_torch(made, (parameters, state, *given), torch.float32)
+        scalars = {**made.scalars(number), "lr": lr}
+        parameters, state, _ = made.stepped(parameters, state, made.batch(number), scalars)
     arguments = (parameters, made.state, made.batch(FIFTY), made.scalars(0))
     made.compiled.start(parameters, made.state)
     assert bool(made.compiled.run(*arguments[2:])["finite"])
