@@ -380,8 +380,8 @@ def _renewed(tree: Any, nodes: Any) -> Any:
 
 
 def _laid_as(tree: Any, before: Any) -> Any:
-    """The tree of a rule's result, lying in memory like the result that it replaces. The nodes after
-    it were traced with its strides, and views and `as_strided` depend on them."""
+    """The tree of a rule's result, lying in memory like the result that it replaces. The nodes
+    after it were traced with its strides, and views and `as_strided` depend on them."""
     if isinstance(tree, list | tuple):
         return [_laid_as(part, own) for part, own in zip(tree, before, strict=True)]
     if isinstance(tree, Pair):
