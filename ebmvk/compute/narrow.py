@@ -322,7 +322,7 @@ class _Inlined:
             of = dict(zip(inputs, tensors, strict=True))
             given = _with((args, keywords), of)
             own = {key: value for key, value in given[1].items() if key not in _PLACES}
-            result = _ruled(target, given[0], own)
+            result = _laid_as(_ruled(target, given[0], own), self.node.meta["val"])
             shape[:] = [result]
             return [value for value in pytree.tree_leaves(_opened(result)) if isinstance(value, Tensor)]
 
@@ -377,6 +377,27 @@ def _renewed(tree: Any, nodes: Any) -> Any:
     if isinstance(tree, Pair):
         return Pair(next(nodes), None if tree.low is None else next(nodes))
     return [_renewed(value, nodes) for value in tree] if isinstance(tree, list | tuple) else tree
+
+
+def _laid_as(tree: Any, before: Any) -> Any:
+    """The tree of a rule's result, lying in memory like the result that it replaces. The nodes
+    after it were traced with its strides, and views and `as_strided` depend on them."""
+    if isinstance(tree, list | tuple):
+        return [_laid_as(part, own) for part, own in zip(tree, before, strict=True)]
+    if isinstance(tree, Pair):
+        return tree.each(lambda part: _laid_as(part, before))
+    if not isinstance(tree, Tensor) or _lies_like(tree, before):
+        return tree
+    # The order in memory of a dense result. One with gaps or repeats allows fewer views than this.
+    order = sorted(range(before.dim()), key=lambda axis: -before.stride(axis))
+    back = [order.index(axis) for axis in range(before.dim())]
+    return tree.permute(order).clone(memory_format=torch.contiguous_format).permute(back)
+
+
+def _lies_like(a: Tensor, b: Tensor) -> bool:
+    steps = zip(a.shape, a.stride(), b.stride(), strict=True)
+    same = a.storage_offset() == b.storage_offset() and all(size == 1 or own == other for size, own, other in steps)
+    return same or a.numel() == 0
 
 
 def _ruled(target: Any, args: Any, kwargs: dict[str, Any]) -> Any:

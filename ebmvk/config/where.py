@@ -10,9 +10,6 @@ from collections.abc import Callable
 
 from ebmvk.config.schema import Config, replace
 
-MODELS_ON_DEVICE = ("ebm", "plain", "tinygpt", "minillm")
-"""The models whose training step is compiled for a Vulkan device."""
-
 _WHY: tuple[tuple[Callable[[Config, int], bool], str], ...] = (
     (
         lambda config, ranks: config.run.device == "auto" and ranks > 1,
@@ -21,10 +18,6 @@ _WHY: tuple[tuple[Callable[[Config, int], bool], str], ...] = (
     (
         lambda config, _: config.run.device == "auto" and config.run.deterministic,
         "a choice by measuring may differ between runs, and --deterministic is on; --device vulkan moves them",
-    ),
-    (
-        lambda config, _: config.model.model not in MODELS_ON_DEVICE,
-        "the model {model} isn't compiled for Vulkan yet",
     ),
     (
         lambda config, _: config.training.precision != "float32",
@@ -40,10 +33,9 @@ def why_on_host(config: Config, ranks: int = 1) -> str | None:
 
     ranks: the number of processes.
     """
-    model, precision = config.model.model, config.training.precision
     for holds, why in _WHY:
         if holds(config, ranks):
-            return why.format(model=model, precision=precision, ranks=ranks)
+            return why.format(precision=config.training.precision, ranks=ranks)
     return None
 
 

@@ -42,6 +42,16 @@ MODELS: dict[str, dict[str, Any]] = {
     # Two passes, Muon, dropout, and consolidation's sample.
     "plain": {"accumulation_steps": 2, "enable_soc": True, "soc_check_interval": 4, "dropout": 0.2},
     "tinygpt": {"optimizer": "adamw", "enable_soc": False, "dropout": 0.2, "context_local": 10, "context_medium": 10},
+    # float64 inside the step.
+    "infinito": {
+        "optimizer": "adamw",
+        "enable_soc": False,
+        "dropout": 0.2,
+        "memory_slots": 5,
+        "lambda_phi": 0.1,
+        "context_local": 10,
+        "context_medium": 10,
+    },
 }
 STEPS = 4
 WEIGHTS = 2e-5
@@ -152,7 +162,9 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-3))
 
 
-@pytest.mark.parametrize("model", ["plain", pytest.param("tinygpt", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "model", ["plain", *(pytest.param(model, marks=pytest.mark.slow) for model in ("tinygpt", "infinito"))]
+)
 def test_a_device_trains_as_the_processor_does(model: str, runs: Runs) -> None:
     """The same weights, moments, losses and evaluations; the device does it alone."""
     ours, cpu = runs.run(model, "vulkan"), runs.run(model, "cpu")
