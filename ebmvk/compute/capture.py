@@ -28,6 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from ebmvk.compute import decompose, narrow
+from ebmvk.compute.functional import AliasedError, Make, functional
 from ebmvk.errors import ArgumentError, UnsupportedOperation
 
 Step = Callable[..., Sequence[torch.Tensor]]
@@ -258,16 +259,26 @@ def origin_of(node: fx.Node) -> str:
 
 
 def _functional(graph: fx.GraphModule, examples: Sequence[torch.Tensor]) -> fx.GraphModule:
-    """The graph without changes of tensors, taken apart. Functionalising the step itself would fail
-    at its autograd functions; its graph has none left."""
+    """The graph without changes of tensors, taken apart."""
+
+    def make(function: Callable[..., Any]) -> Callable[..., fx.GraphModule]:
+        return _make(torch.func.functionalize(function, remove="mutations"), decompose.table())
+
+    with torch.no_grad(), fx_traceback.preserve_node_meta(), sdpa_kernel(SDPBackend.MATH):
+        try:
+            return functional(graph, make)
+        except AliasedError:
+            return _all_traced(graph, make, examples)
+
+
+def _all_traced(graph: fx.GraphModule, make: Make, examples: Sequence[torch.Tensor]) -> fx.GraphModule:
+    """The same by a trace of the whole graph, in which torch follows all views. Functionalising the
+    step itself would fail at its autograd functions; its graph has none left."""
 
     def called(*args: torch.Tensor) -> Any:
         return fx.Interpreter(graph).run(*args)
 
-    inputs = [example.detach() for example in examples]
-    functional = torch.func.functionalize(called, remove="mutations")
-    with torch.no_grad(), fx_traceback.preserve_node_meta(), sdpa_kernel(SDPBackend.MATH):
-        made = _make(functional, decompose.table())(*inputs)
+    made = make(called)(*(example.detach() for example in examples))
     made.graph.eliminate_dead_code()
     made.recompile()
     return made
