@@ -23,6 +23,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 from torch.fx import traceback as fx_traceback
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -77,9 +78,10 @@ def capture(
     """
     names = list(names) if names is not None else [f"argument {number}" for number in range(len(examples))]
     require_tensors(names, examples)
-    first = _traced(step, examples)
-    _check_graph(first, names)
-    graph = _narrowed(_functional(first, examples))
+    with _use_lazy_graph_module(True):  # graphs become Python code only if they are run
+        first = _traced(step, examples)
+        _check_graph(first, names)
+        graph = _narrowed(_functional(first, examples))
     for arguments in variations(examples) if others is None else others:
         _agree(step, first, graph, arguments, names)
     return Captured(graph, names, dict(donated or {}), graph_key(graph))

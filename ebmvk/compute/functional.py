@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx._lazy_graph_module import _make_graph_module
 from torch.utils import _pytree as pytree
 
 from ebmvk.compute import primitives
@@ -286,7 +287,7 @@ class _Copy:
             if node.op == "placeholder":
                 arguments[node] = self.values[node]
         self.graph.eliminate_dead_code()
-        return fx.GraphModule(self.old, self.graph)
+        return _make_graph_module(self.old, self.graph)
 
     def _value(self, node: Any) -> Any:
         return self.values[self.roots.get(node, node)]

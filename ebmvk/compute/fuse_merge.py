@@ -16,7 +16,6 @@ from ebmvk.compute import expr
 from ebmvk.compute.ir import WORD, Axis, Const, Expr, Load, Loop, Node, Program, Store, View
 from ebmvk.compute.rewrite import (
     Limits,
-    ancestors,
     full_rank,
     ordered,
     reads,
@@ -46,17 +45,28 @@ class Merging:
         self.nodes = ordered(program.nodes)
         self.order = list(range(len(self.nodes)))
         self.places = list(self.order)
-        self.before = ancestors(self.nodes)
-        self.after = [0] * len(self.nodes)
-        for number in self.order:
-            for other in _bits(self.before[number]):
-                self.after[other] |= 1 << number
+        self.before, self.after = list(self.places), list(self.places)
         self.readers: dict[int, set[int]] = defaultdict(set)
         self.writers: dict[int, set[int]] = defaultdict(set)
         for number, node in enumerate(self.nodes):
             self._note(number, node)
+        self._relate()
         # The nodes are kept, so that no other object gets their ids.
         self.failed: dict[tuple[int, int], tuple[Node, Node]] = {}
+
+    def sources(self, number: int) -> set[int]:
+        """The nodes that write what a node reads."""
+        return {w for view in reads(self.nodes[number]) for w in self.writers[view.tensor.id]} - {number}
+
+    def _relate(self) -> None:
+        """Computes `before` and `after`."""
+        for number in self.order:
+            self.before[number] = self.after[number] = 0
+            for source in self.sources(number):
+                self.before[number] |= self.before[source] | 1 << source
+        for number in reversed(self.order):
+            for source in self.sources(number):
+                self.after[source] |= self.after[number] | 1 << number
 
     def _note(self, number: int, node: Node) -> None:
         for view in reads(node):
@@ -77,6 +87,7 @@ class Merging:
             self.failed[id(a), id(b)] = (a, b)
             return False
         self._reorder(first, second)
+        needed = (self.sources(first) | self.sources(second)) - {first, second}
         for number in (first, second):
             for view in reads(self.nodes[number]):
                 self.readers[view.tensor.id].discard(number)
@@ -84,6 +95,10 @@ class Merging:
                 self.writers[view.tensor.id].discard(number)
         self.nodes[second] = made
         self._note(second, made)
+        if self.sources(second) == needed:
+            self._join_relations(first, second)
+        else:  # of a block, one has read what the other one writes, and waits for no other part now
+            self._relate()
         return True
 
     def _reorder(self, first: int, second: int) -> None:
@@ -95,6 +110,8 @@ class Merging:
         self.order[begin : end + 1] = [*earlier, second, *later]
         for place in range(begin, len(self.order)):
             self.places[self.order[place]] = place
+
+    def _join_relations(self, first: int, second: int) -> None:
         gone, joined_bit = ~(1 << first), 1 << second
         before = (self.before[first] | self.before[second]) & gone
         after = (self.after[first] | self.after[second]) & ~joined_bit
@@ -147,8 +164,7 @@ def _join_with_source(state: Merging, number: int) -> bool:
     node = state.nodes[number]
     if not isinstance(node, Loop):
         return False
-    sources = {w for view in reads(node) for w in state.writers[view.tensor.id]} - {number}
-    by_place = sorted(sources, key=lambda source: -state.places[source])
+    by_place = sorted(state.sources(number), key=lambda source: -state.places[source])
     return any(state.attempt(source, number) for source in by_place)
 
 
