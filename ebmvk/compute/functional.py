@@ -277,7 +277,8 @@ class _Copy:
             if node.op == "output":
                 for argument, first in arguments.items():
                     if self.values[argument] is not first:
-                        self.graph.call_function(torch.ops.aten.copy_.default, (first, self.values[argument]))
+                        copy = self.graph.call_function(torch.ops.aten.copy_.default, (first, self.values[argument]))
+                        copy.meta["val"] = first.meta["val"]
             if node in self.parts:
                 self._put(node)
             elif node.target is operator.getitem and isinstance(self._value(node.args[0]), list | tuple):

@@ -349,7 +349,8 @@ class _Inlined:
             shape[:] = [result]
             return [value for value in pytree.tree_leaves(_opened(result)) if isinstance(value, Tensor)]
 
-        return make(called)(*(node.meta["val"] for node in inputs)), shape[0]
+        # Copies of a node share what the graph says of them, and the trace must tell them apart.
+        return make(called)(*(node.meta["val"].detach() for node in inputs)), shape[0]
 
     def _copied(self, traced: fx.GraphModule, inputs: Sequence[fx.Node]) -> list[fx.Node]:
         of: dict[fx.Node, fx.Node] = {}
