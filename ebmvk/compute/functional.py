@@ -171,7 +171,7 @@ class _Use:
     def call(self, tensors: Sequence[Tensor]) -> Any:
         """The operation, or what it writes into the argument that it changes."""
         of = dict(zip(self.inputs, tensors, strict=True))
-        args, keywords = fx.node.map_arg((self.node.args, self.node.kwargs), of.__getitem__)  # type: ignore[arg-type]
+        args, keywords = fx.node.map_arg((self.node.args, self.node.kwargs), of.__getitem__)
         changed = _changed(self.node)
         if changed is None:
             return self.node.target(*args, **keywords)  # type: ignore[operator]
@@ -222,7 +222,7 @@ def _traced(uses: Mapping[str, _Use], make: Make) -> dict[str, _Part]:
     kinds: dict[str, list[bool]] = {}
 
     def called(*tensors: Tensor) -> list[Tensor]:
-        rest, results = iter(tensors), []
+        rest, results = iter(tensors), list[Tensor]()
         for key, use in uses.items():
             leaves, specs[key] = pytree.tree_flatten(use.call([next(rest) for _ in use.inputs]))
             kinds[key] = [isinstance(leaf, Tensor) for leaf in leaves]
