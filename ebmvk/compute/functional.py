@@ -177,7 +177,10 @@ class _Use:
             return self.node.target(*args, **keywords)  # type: ignore[operator]
         target, own = _without_change(self.node), of[changed]
         known = {argument.name for argument in target._schema.arguments}
-        return target(*args, **{name: value for name, value in keywords.items() if name in known}).to(own.dtype)
+        left = self.node.target._schema.arguments[len(args) :]  # type: ignore[union-attr]
+        usual = {part.name: part.default_value for part in left if part.has_default_value()}  # the other may have none
+        given = {name: value for name, value in (usual | dict(keywords)).items() if name in known}
+        return target(*args, **given).to(own.dtype)
 
 
 @dataclass(frozen=True)
