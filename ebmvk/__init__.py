@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from ebmvk.cli.evaluate import evaluate
     from ebmvk.cli.export import export
     from ebmvk.cli.train import train
+    from ebmvk.compute.function import compile_function
     from ebmvk.compute.step import compile_step
 
 process.tune()  # before anything of ours imports torch
@@ -62,7 +63,7 @@ sys.meta_path.append(OldNames())
 __version__ = "0.1.0"
 __all__ = [
     "Diagnosed", "EbmvkError", "Energy", "Evaluated", "Model", "NearSplat", "NearToken", "Strategy", "Trained",
-    "__version__", "compile_step", "diagnose", "evaluate", "export", "train",
+    "__version__", "compile_function", "compile_step", "diagnose", "evaluate", "export", "train",
 ]  # fmt: skip
 _CALLED = ("diagnose", "evaluate", "export", "train")
 
@@ -77,6 +78,10 @@ def __getattr__(name: str) -> object:
         from ebmvk.compute.step import compile_step
 
         return compile_step
+    if name == "compile_function":
+        from ebmvk.compute.function import compile_function
+
+        return compile_function
     from ebmvk import api
 
     return getattr(api, name)

@@ -184,7 +184,9 @@ def layers() -> Iterator[str]:
     rows += [
         ("`--precision bfloat16`", {"model": first, "precision": "bfloat16"}, 1),
         ("several processes", {"model": first}, 2),
-        ("`--device auto`, if it takes Vulkan", {"model": first, "device": "auto"}, 1),
+        ("`--device auto`, if it takes Vulkan and measures it to be faster", {"model": first, "device": "auto"}, 1),
+        ("`--device auto --deterministic`", {"model": first, "device": "auto", "deterministic": True}, 1),
+        ("`--device auto` and several processes", {"model": first, "device": "auto"}, 2),
     ]
     yield "| | layers | why |\n|---|---|---|"
     for said, values, ranks in rows:

@@ -23,11 +23,13 @@ from typing import Any, cast
 import torch
 from torch import fx
 from torch.fx import traceback as fx_traceback
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from ebmvk.compute import decompose, narrow
+from ebmvk.compute.functional import AliasedError, Make, functional
 from ebmvk.errors import ArgumentError, UnsupportedOperation
 
 Step = Callable[..., Sequence[torch.Tensor]]
@@ -60,6 +62,7 @@ def capture(
     *,
     donated: dict[int, int] | None = None,
     others: Sequence[Sequence[torch.Tensor]] | None = None,
+    spare: int = 0,
 ) -> Captured:
     """The graph of a step at the shapes of `examples`.
 
@@ -69,6 +72,7 @@ def capture(
         donated: position of a result -> position of the argument that it replaces.
         others: arguments on which the graph must agree with the step. The default is two sets made
             from the examples. An empty list skips this.
+        spare: how many of the first arguments needn't be used.
 
     Raises:
         ArgumentError: if an argument isn't a tensor, or nothing uses it.
@@ -76,9 +80,10 @@ def capture(
     """
     names = list(names) if names is not None else [f"argument {number}" for number in range(len(examples))]
     require_tensors(names, examples)
-    first = _traced(step, examples)
-    _check_graph(first, names)
-    graph = _narrowed(_functional(first, examples))
+    with _use_lazy_graph_module(True):  # graphs become Python code only if they are run
+        first = _traced(step, examples)
+        _check_graph(first, names, spare)
+        graph = _narrowed(_functional(first, examples))
     for arguments in variations(examples) if others is None else others:
         _agree(step, first, graph, arguments, names)
     return Captured(graph, names, dict(donated or {}), graph_key(graph))
@@ -99,7 +104,7 @@ def require_tensors(names: Sequence[str], arguments: Sequence[object]) -> None:
 
 
 @contextmanager
-def _without_caches() -> Iterator[None]:
+def without_caches() -> Iterator[None]:
     """Tensors that a cached function made outside must not enter the graph, and those that it makes
     while tracing have no values and must not stay."""
     _clear_caches()
@@ -186,7 +191,7 @@ def _traced(step: Step, examples: Sequence[torch.Tensor]) -> fx.GraphModule:
 
     inputs = [example.detach() for example in examples]
     try:
-        with _without_caches(), sdpa_kernel(SDPBackend.MATH), fx_traceback.preserve_node_meta(), _Lines():
+        with without_caches(), sdpa_kernel(SDPBackend.MATH), fx_traceback.preserve_node_meta(), _Lines():
             graph = _make(called, decompose.lists())(*inputs)
     except (RuntimeError, TypeError, ValueError) as error:
         refused = _refused(error)
@@ -258,16 +263,26 @@ def origin_of(node: fx.Node) -> str:
 
 
 def _functional(graph: fx.GraphModule, examples: Sequence[torch.Tensor]) -> fx.GraphModule:
-    """The graph without changes of tensors, taken apart. Functionalising the step itself would fail
-    at its autograd functions; its graph has none left."""
+    """The graph without changes of tensors, taken apart."""
+
+    def make(function: Callable[..., Any]) -> Callable[..., fx.GraphModule]:
+        return _make(torch.func.functionalize(function, remove="mutations"), decompose.table())
+
+    with torch.no_grad(), fx_traceback.preserve_node_meta(), sdpa_kernel(SDPBackend.MATH):
+        try:
+            return functional(graph, make)
+        except AliasedError:
+            return _all_traced(graph, make, examples)
+
+
+def _all_traced(graph: fx.GraphModule, make: Make, examples: Sequence[torch.Tensor]) -> fx.GraphModule:
+    """The same by a trace of the whole graph, in which torch follows all views. Functionalising the
+    step itself would fail at its autograd functions; its graph has none left."""
 
     def called(*args: torch.Tensor) -> Any:
         return fx.Interpreter(graph).run(*args)
 
-    inputs = [example.detach() for example in examples]
-    functional = torch.func.functionalize(called, remove="mutations")
-    with torch.no_grad(), fx_traceback.preserve_node_meta(), sdpa_kernel(SDPBackend.MATH):
-        made = _make(functional, decompose.table())(*inputs)
+    made = make(called)(*(example.detach() for example in examples))
     made.graph.eliminate_dead_code()
     made.recompile()
     return made
@@ -292,9 +307,9 @@ def _no_float64(node: fx.Node, what: str) -> UnsupportedOperation:
     )
 
 
-def _check_graph(graph: fx.GraphModule, names: Sequence[str]) -> None:
+def _check_graph(graph: fx.GraphModule, names: Sequence[str], spare: int = 0) -> None:
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    for node, name in zip(placeholders, names, strict=True):
+    for node, name in list(zip(placeholders, names, strict=True))[spare:]:
         if not node.users:
             raise ArgumentError(
                 f"nothing in the step uses {name}",

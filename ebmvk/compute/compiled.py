@@ -1,8 +1,8 @@
-"""A program on a device: its memory, its kernels, and one recording that runs all of it."""
+"""A program on a device: its memory, its kernels, and a recording that runs all of it."""
 
 from __future__ import annotations
 
-import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,11 @@ from ebmvk.compute.donate import writes
 from ebmvk.compute.ir import Program, Tensor, View
 from ebmvk.compute.lowering import Kernel, Launch, Lower, lower
 from ebmvk.compute.plan import Plan, Region, make_plan
-from ebmvk.compute.state import Array, State, on_host, words
-from ebmvk.engine.recording import POISON, Memory, Ran, Range, Recorder
-from ebmvk.errors import EbmvkError, OutOfMemory
+from ebmvk.compute.sequence import Sequence as InSequence
+from ebmvk.compute.sequence import Slots
+from ebmvk.compute.state import Arena, Array, State, on_host, words
+from ebmvk.engine.recording import POISON, Memory, Ran, Range, Recorder, Recording
+from ebmvk.errors import OutOfMemory
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Result:
 
 
 class Compiled:
-    """A program that is ready to run. Every run is one wait.
+    """A program that is ready to run. Every run is one wait. Several programs can run with one
+    wait, too: see `sequence`.
 
     Leaves that aren't fed stay on the device, in `state`, between runs and between programs. Write
     them before the first run.
@@ -42,8 +45,8 @@ class Compiled:
         fetched: positions of the results that each run brings to the host; by default those that
             replace no leaf.
         state: arguments on this device that other programs have, too.
-        arena: memory for intermediate results that another program may use in its own runs. It is
-            used if it is large enough.
+        arena: memory for intermediate results that other programs use in their own runs.
+        alone: False if it only runs in sequences, so that it needs no recording of its own.
         alias: intermediate results share memory; see `plan.make_plan`.
         poison: for tests: fills memory with NaN before it is written and after its last use.
         lower: for tests: makes kernels of nodes.
@@ -65,7 +68,8 @@ class Compiled:
         fed: Collection[int] | None = None,
         fetched: Collection[int] | None = None,
         state: State | None = None,
-        arena: Memory | None = None,
+        arena: Arena | None = None,
+        alone: bool = True,
         alias: bool = True,
         poison: bool = False,
         lower: Lower = lower,
@@ -78,17 +82,13 @@ class Compiled:
             raise ValueError(f"{len(program.leaves)} leaves need as many different names")
         self.plan: Plan = make_plan(program, recorder.limits, fed=fed, fetched=fetched, alias=alias, lower=lower)
         self.fed = self._fed_leaves(fed)
-        self._lock = threading.Lock()
-        self._memories = self._allocate(arena)
+        self.arena = Arena(recorder) if arena is None else arena
+        self.arena.reserve(max(self.plan.nbytes["arena"], recorder.alignment))
+        self._poison = poison
+        self._memories = self._allocate()
         self._kept = self._place_kept()
-        self._block = np.zeros(self.plan.nbytes["fed"], np.uint8)
-        self._results = np.zeros(self.plan.nbytes["results"], np.uint8)
-        self._uploads: dict[int, int] = {}  # slot of a leaf that is alone
-        self._downloads: dict[int, tuple[int, Array]] = {}  # slot and words of a result that is alone
-        self._block_slot = self._results_slot = -1
-        self._record = recorder.recording()
-        self._build(poison)
         self._write_constants()
+        self._alone = self._sequence() if alone else None
 
     # ----------------------------------------------------------------------------------- running
 
@@ -104,19 +104,9 @@ class Compiled:
             DeviceError: a kept argument has no value on the device.
             DeviceLost: the device failed.
         """
-        self.state.require(self._kept_names())
-        with self._lock:
-            uploads = self._arrays(fed)
-            downloads = dict(self._downloads.values())
-            if self._results_slot >= 0:
-                downloads[self._results_slot] = self._results
-            try:
-                ran = self._record.run(uploads, downloads)
-            except EbmvkError:
-                if not self._record.intact:
-                    self.state.lose(self.names[leaf] for leaf in self.program.donated.values())
-                raise
-            return Result({position: self._output(position) for position in self.plan.fetched}, ran)
+        self._alone = self._alone or self._sequence()
+        (outputs,), _, ran = self._alone.run([fed])
+        return Result(outputs, ran)
 
     def write(self, arrays: Mapping[str, Array]) -> int:
         """Writes kept arguments; see `State.write`."""
@@ -141,11 +131,6 @@ class Compiled:
         return on_host(array, view.tensor.dtype)
 
     @property
-    def arena(self) -> Memory:
-        """The memory for intermediate results."""
-        return self._memories["arena"]
-
-    @property
     def nbytes(self) -> int:
         """Planned bytes on the device, arguments included."""
         return self.plan.peak_bytes
@@ -156,18 +141,13 @@ class Compiled:
         donated = set(self.program.donated.values())
         return tuple(i for i in range(len(self.program.leaves)) if (i in fed if fed is not None else i not in donated))
 
-    def _allocate(self, arena: Memory | None) -> dict[Region, Memory]:
-        step, plan = self.recorder.alignment, self.plan
-        memories: dict[Region, Memory] = {}
+    def _allocate(self) -> dict[Region, Memory]:
         regions: tuple[Region, ...] = ("fed", "constants", "results")
-        for region in regions:
-            memories[region] = self.recorder.memory(max(plan.nbytes[region], step), f"a program's region '{region}'")
-        size = max(plan.nbytes["arena"], step)
-        if arena is not None and arena.nbytes >= size:
-            memories["arena"] = arena
-        else:
-            memories["arena"] = self.recorder.memory(size, f"a program's arena of {plan.peak_bytes} bytes in all")
-        return memories
+        sizes = {region: max(self.plan.nbytes[region], self.recorder.alignment) for region in regions}
+        return {region: self.recorder.memory(size, f"a program's region '{region}'") for region, size in sizes.items()}
+
+    def _sequence(self) -> InSequence:
+        return InSequence([weakref.proxy(self)])  # memory is freed with the last reference, without a collector
 
     def _place_kept(self) -> dict[int, tuple[Memory, int]]:
         kept = [tensor for tensor in self.program.inputs if self.plan.places[tensor.id].region == "kept"]
@@ -176,8 +156,17 @@ class Compiled:
             leaves.setdefault(view.tensor, []).append((name, view))
         return self.state.place(kept, leaves)
 
-    def _kept_names(self) -> list[str]:
+    @property
+    def kept(self) -> list[str]:
+        """Names of the arguments that stay on the device."""
         return [name for i, name in enumerate(self.names) if i not in self.fed]
+
+    @property
+    def changed(self) -> list[str]:
+        """Names of the arguments that a run changes."""
+        program = self.program
+        pairs = ((program.outputs[position], leaf) for position, leaf in program.donated.items())
+        return [self.names[leaf] for view, leaf in pairs if view != program.leaves[leaf]]
 
     def _target(self, position: int) -> View:
         return self.program.leaves[self.program.donated[position]]
@@ -191,46 +180,53 @@ class Compiled:
         memory, offset, _ = self._whole(view.tensor)
         return memory, offset + 4 * view.offset, 4 * int(np.prod(view.shape, dtype=np.int64))
 
-    def _build(self, poison: bool) -> None:
-        record, plan = self._record, self.plan
+    def record(self, record: Recording) -> Slots:
+        """Adds a run of the program to a recording, with transfers of its own.
+
+        Raises OutOfMemory: no room for intermediate results; the message has the planned bytes.
+        """
+        plan = self.plan
+        self._memories["arena"] = self.arena.memory(f"a program's arena of {plan.peak_bytes} bytes in all")
+        block, alone = -1, {}
         if plan.nbytes["fed"]:
-            self._block_slot = record.upload((self._memories["fed"], 0, plan.nbytes["fed"]))
+            block = record.upload((self._memories["fed"], 0, plan.nbytes["fed"]))
         for leaf in self.fed:
             view = self.program.leaves[leaf]
             if plan.places[view.tensor.id].region != "fed":
-                self._uploads[leaf] = record.upload(self._range(view))
-        if poison:
+                alone[leaf] = record.upload(self._range(view))
+        if self._poison:
             for region in ("arena", "results"):
                 record.fill((self._memories[region], 0, plan.nbytes[region]), POISON)
-        self._add_steps(poison)
+        self._add_steps(record)
         for source, target in plan.settled.copies:
             record.copy(self._range(source), self._range(target))
+        results, each = -1, {}
         if plan.nbytes["results"]:
-            self._results_slot = record.download((self._memories["results"], 0, plan.nbytes["results"]))
+            results = record.download((self._memories["results"], 0, plan.nbytes["results"]))
         for position in plan.fetched:
             view = plan.settled.outputs[position]
             if plan.places[view.tensor.id].region != "results":
-                self._downloads[position] = (record.download(self._range(view)), np.empty(view.shape, np.uint32))
-        record.finish()
+                each[position] = (record.download(self._range(view)), np.empty(view.shape, np.uint32))
+        return Slots(plan, self.names, self.fed, block, alone, results, each)
 
-    def _add_steps(self, poison: bool) -> None:
+    def _add_steps(self, record: Recording) -> None:
         cuts = dict(self.plan.segments())
         freed: dict[int, list[Tensor]] = {}
-        if poison:
+        if self._poison:
             freed = self._freed()
         for number, step in enumerate(self.plan.steps):
             what = self._origin(number)
             for part in step.lowered.steps:
                 if isinstance(part, Launch):
                     ranges = [self._whole(tensor) for tensor in part.tensors]
-                    self._record.kernel(self._module(part.kernel), ranges, part.push, part.groups, what)
+                    record.kernel(self._module(part.kernel), ranges, part.push, part.groups, what)
                 else:
                     memory, offset, _ = self._whole(part.tensor)
-                    self._record.fill((memory, offset + part.offset, part.nbytes), part.word)
+                    record.fill((memory, offset + part.offset, part.nbytes), part.word)
             for tensor in freed.get(number, ()):
-                self._record.fill(self._whole(tensor), POISON)
+                record.fill(self._whole(tensor), POISON)
             if number in cuts:
-                self._record.cut(cuts[number])
+                record.cut(cuts[number])
 
     def _freed(self) -> dict[int, list[Tensor]]:
         """Tensors of the arena by the step after which nobody needs them."""
@@ -260,31 +256,6 @@ class Compiled:
             array = words(f"constant {tensor.id}", np.asarray(value), tensor.shape, tensor.dtype)
             pieces.append((self.plan.places[tensor.id].offset, array))
         self._memories["constants"].write(pieces)
-
-    # ------------------------------------------------------------------------------ host's arrays
-
-    def _arrays(self, fed: Mapping[int, Array]) -> dict[int, Array]:
-        uploads: dict[int, Array] = {} if self._block_slot < 0 else {self._block_slot: self._block}
-        if set(fed) != set(self.fed):
-            raise ValueError(f"leaves {sorted(self.fed)} are fed, got {sorted(fed)}")
-        for leaf, array in fed.items():
-            view = self.program.leaves[leaf]
-            made = words(self.names[leaf], array, view.shape, view.tensor.dtype)
-            if leaf in self._uploads:
-                uploads[self._uploads[leaf]] = made
-            else:
-                begin = self.plan.places[view.tensor.id].offset + 4 * view.offset
-                self._block[begin : begin + made.nbytes] = made.reshape(-1).view(np.uint8)
-        return uploads
-
-    def _output(self, position: int) -> Array:
-        view = self.plan.settled.outputs[position]
-        if position in self._downloads:
-            return on_host(self._downloads[position][1].copy(), view.tensor.dtype)
-        begin = self.plan.places[view.tensor.id].offset + 4 * view.offset
-        size = 4 * int(np.prod(view.shape, dtype=np.int64))
-        part = self._results[begin : begin + size].copy().view(np.uint32)
-        return on_host(part.reshape(view.shape), view.tensor.dtype)
 
 
 class Cache:

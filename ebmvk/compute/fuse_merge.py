@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from ebmvk.compute import expr
-from ebmvk.compute.ir import Axis, Const, Expr, Load, Loop, Node, Program, Store, View
+from ebmvk.compute.ir import WORD, Axis, Const, Expr, Load, Loop, Node, Program, Store, View
 from ebmvk.compute.rewrite import (
     Limits,
-    ancestors,
     full_rank,
     ordered,
     reads,
@@ -33,48 +32,116 @@ SMALL = 1 << 14
 
 
 class Merging:
-    """A program's nodes while loops are joined, and the pairs that can't be."""
+    """A program's nodes while loops are joined, and the pairs that can't be.
+
+    Nodes have numbers, which stay. order: the numbers, each after what it reads. places: of each
+    number in the order. before, after: what must run before and after a node, a bit for each
+    number. readers, writers: of each tensor, by its id.
+    """
 
     def __init__(self, program: Program, limits: Limits) -> None:
         self.limits = limits
         self.returned = {view.tensor.id for view in program.outputs}
         self.nodes = ordered(program.nodes)
-        self.before = ancestors(self.nodes)
+        self.order = list(range(len(self.nodes)))
+        self.places = list(self.order)
+        self.before, self.after = list(self.places), list(self.places)
+        self.readers: dict[int, set[int]] = defaultdict(set)
+        self.writers: dict[int, set[int]] = defaultdict(set)
+        for number, node in enumerate(self.nodes):
+            self._note(number, node)
+        self._relate()
         # The nodes are kept, so that no other object gets their ids.
         self.failed: dict[tuple[int, int], tuple[Node, Node]] = {}
 
-    def attempt(self, first: int, second: int) -> int | None:
-        """Joins two nodes if they can be; the position of the joined one."""
-        a, b = self.nodes[first], self.nodes[second]
-        key = (id(a), id(b))
-        if key in self.failed:
-            return None
+    def sources(self, number: int) -> set[int]:
+        """The nodes that write what a node reads."""
+        return {w for view in reads(self.nodes[number]) for w in self.writers[view.tensor.id]} - {number}
+
+    def _relate(self) -> None:
+        """Computes `before` and `after`."""
+        for number in self.order:
+            self.before[number] = self.after[number] = 0
+            for source in self.sources(number):
+                self.before[number] |= self.before[source] | 1 << source
+        for number in reversed(self.order):
+            for source in self.sources(number):
+                self.after[source] |= self.after[number] | 1 << number
+
+    def _note(self, number: int, node: Node) -> None:
+        for view in reads(node):
+            self.readers[view.tensor.id].add(number)
+        for view in writes(node):
+            self.writers[view.tensor.id].add(number)
+
+    def has_failed(self, first: int, second: int) -> bool:
+        return (id(self.nodes[first]), id(self.nodes[second])) in self.failed
+
+    def attempt(self, first: int, second: int) -> bool:
+        """Joins two nodes if they can be; the joined one has the second number."""
+        if self.has_failed(first, second):
+            return False
         made = self._made(first, second)
         if made is None:
-            self.failed[key] = (a, b)
-            return None
-        nodes = self.nodes
-        self.nodes = ordered([*nodes[:first], *nodes[first + 1 : second], made, *nodes[second + 1 :]])
-        self.before = ancestors(self.nodes)
-        return next(position for position, node in enumerate(self.nodes) if node is made)
+            a, b = self.nodes[first], self.nodes[second]
+            self.failed[id(a), id(b)] = (a, b)
+            return False
+        self._reorder(first, second)
+        needed = (self.sources(first) | self.sources(second)) - {first, second}
+        for number in (first, second):
+            for view in reads(self.nodes[number]):
+                self.readers[view.tensor.id].discard(number)
+            for view in writes(self.nodes[number]):
+                self.writers[view.tensor.id].discard(number)
+        self.nodes[second] = made
+        self._note(second, made)
+        if self.sources(second) == needed:
+            self._join_relations(first, second)
+        else:  # of a block, one has read what the other one writes, and waits for no other part now
+            self._relate()
+        return True
+
+    def _reorder(self, first: int, second: int) -> None:
+        """What must run after the first node moves behind the second one."""
+        begin, end = self.places[first], self.places[second]
+        between = self.order[begin + 1 : end]
+        later = [number for number in between if self.after[first] >> number & 1]
+        earlier = [number for number in between if not self.after[first] >> number & 1]
+        self.order[begin : end + 1] = [*earlier, second, *later]
+        for place in range(begin, len(self.order)):
+            self.places[self.order[place]] = place
+
+    def _join_relations(self, first: int, second: int) -> None:
+        gone, joined_bit = ~(1 << first), 1 << second
+        before = (self.before[first] | self.before[second]) & gone
+        after = (self.after[first] | self.after[second]) & ~joined_bit
+        for number in _bits(before):
+            self.after[number] = self.after[number] & gone | joined_bit | after
+        for number in _bits(after):
+            self.before[number] = self.before[number] & gone | joined_bit | before
+        self.before[second], self.after[second] = before, after
 
     def _made(self, first: int, second: int) -> Loop | None:
         a, b = self.nodes[first], self.nodes[second]
-        if not isinstance(a, Loop) or not isinstance(b, Loop) or _between(self.before, first, second):
+        if not isinstance(a, Loop) or not isinstance(b, Loop) or self.after[first] & self.before[second]:
             return None
         made = joined(a, b, self.limits)
         if made is None:
             return None
-        made = self._without_unused(first, second, made)
+        made = replace(made, stores=tuple(store for store in made.stores if self._needed(store, first, second)))
         most = max(self.limits.tensors, len(tensors_of(a)), len(tensors_of(b)))
         return made if len(tensors_of(made)) <= most else None
 
-    def _without_unused(self, first: int, second: int, made: Loop) -> Loop:
-        needed = set(self.returned)
-        for position, node in enumerate(self.nodes):
-            if position not in {first, second}:
-                needed.update(view.tensor.id for view in reads(node))
-        return replace(made, stores=tuple(store for store in made.stores if store.view.tensor.id in needed))
+    def _needed(self, store: Store, first: int, second: int) -> bool:
+        number = store.view.tensor.id
+        return number in self.returned or bool(self.readers[number] - {first, second})
+
+
+def _bits(mask: int) -> Iterator[int]:
+    while mask:
+        number = mask.bit_length() - 1
+        yield number
+        mask ^= 1 << number
 
 
 def merge(program: Program, limits: Limits) -> Program:
@@ -83,48 +150,22 @@ def merge(program: Program, limits: Limits) -> Program:
     _join_readers(state)
     _join_siblings(state, _sharing)
     _join_siblings(state, _alike)
-    return without_dead(replace(program, nodes=state.nodes))
+    return without_dead(replace(program, nodes=[state.nodes[number] for number in state.order]))
 
 
 def _join_readers(state: Merging) -> None:
-    position = 0
-    while position < len(state.nodes):
-        joined_at = _join_with_source(state, position)
-        position = position + 1 if joined_at is None else joined_at
+    place = 0
+    while place < len(state.order):
+        number = state.order[place]
+        place = state.places[number] if _join_with_source(state, number) else place + 1
 
 
-def _join_with_source(state: Merging, position: int) -> int | None:
-    node = state.nodes[position]
+def _join_with_source(state: Merging, number: int) -> bool:
+    node = state.nodes[number]
     if not isinstance(node, Loop):
-        return None
-    writers = _writers(state.nodes)
-    sources = {w for view in reads(node) for w in writers.get(view.tensor.id, ())} - {position}
-    for source in sorted(sources, reverse=True):
-        found = state.attempt(source, position)
-        if found is not None:
-            return found
-    return None
-
-
-def _writers(nodes: list[Node]) -> dict[int, list[int]]:
-    writers: dict[int, list[int]] = defaultdict(list)
-    for position, node in enumerate(nodes):
-        for view in writes(node):
-            writers[view.tensor.id].append(position)
-    return writers
-
-
-def _between(before: list[int], first: int, second: int) -> bool:
-    """True if some node must run after the first and before the second."""
-    middle = before[second] & ~(1 << first)
-    while middle:
-        position = middle.bit_length() - 1
-        if position < first:
-            return False
-        if before[position] >> first & 1:
-            return True
-        middle &= ~(1 << position)
-    return False
+        return False
+    by_place = sorted(state.sources(number), key=lambda source: -state.places[source])
+    return any(state.attempt(source, number) for source in by_place)
 
 
 def joined(a: Loop, b: Loop, limits: Limits) -> Loop | None:
@@ -190,42 +231,43 @@ def _value_at(stores: list[Store], part: Load, a: Loop) -> Expr | None:
 # ----------------------------------------------------------------------------------------- siblings
 
 
-def _join_siblings(state: Merging, groups_of: Callable[[Merging], dict[object, list[int]]]) -> None:
+def _join_siblings(state: Merging, groups_of: Callable[[Merging], Iterable[Iterable[int]]]) -> None:
     """Joins loops of one group that don't need each other."""
     while _join_one_pair(state, groups_of):
         pass
 
 
-def _join_one_pair(state: Merging, groups_of: Callable[[Merging], dict[object, list[int]]]) -> bool:
-    pairs = {}
-    for members in groups_of(state).values():
-        unique = sorted(set(members))
-        for at, first in enumerate(unique):
-            for second in unique[at + 1 : at + 9]:
-                pairs[first, second] = True
-    for first, second in sorted(pairs, key=lambda pair: (pair[1] - pair[0], pair)):
-        if not state.before[second] >> first & 1 and state.attempt(first, second) is not None:
-            return True
-    return False
+def _join_one_pair(state: Merging, groups_of: Callable[[Merging], Iterable[Iterable[int]]]) -> bool:
+    places, order = state.places, state.order
+    pairs: set[tuple[int, int]] = set()
+    for members in groups_of(state):
+        near = sorted(places[number] for number in members)
+        pairs.update((first, second) for at, first in enumerate(near) for second in near[at + 1 : at + 9])
+    numbered = (
+        (order[first], order[second]) for first, second in sorted(pairs, key=lambda pair: (pair[1] - pair[0], pair))
+    )
+    return any(not state.before[second] >> first & 1 and state.attempt(first, second) for first, second in numbered)
 
 
-def _sharing(state: Merging) -> dict[object, list[int]]:
+def _sharing(state: Merging) -> Iterable[Iterable[int]]:
     """Loops that read the same tensor, of more than one element."""
-    groups: dict[object, list[int]] = defaultdict(list)
-    for position, node in enumerate(state.nodes):
+    groups: dict[int, set[int]] = defaultdict(set)
+    for number in state.order:
+        node = state.nodes[number]
         if isinstance(node, Loop):
             for view in reads(node):
-                if math.prod(view.tensor.shape) > 1:
-                    groups[view.tensor.id].append(position)
-    return groups
+                if view.tensor.bytes > WORD:
+                    groups[view.tensor.id].add(number)
+    return groups.values()
 
 
-def _alike(state: Merging) -> dict[object, list[int]]:
+def _alike(state: Merging) -> Iterable[Iterable[int]]:
     """Small loops over equally many points: reductions, and those of a few elements."""
-    groups: dict[object, list[int]] = defaultdict(list)
-    for position, node in enumerate(state.nodes):
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for number in state.order:
+        node = state.nodes[number]
         if isinstance(node, Loop) and (node.reduced or math.prod(node.shape) <= FEW):
             size = sum(view.tensor.bytes for view in reads(node))
             if size <= state.limits.apart // 4:
-                groups[math.prod(node.parallel), math.prod(node.shape)].append(position)
-    return groups
+                groups[math.prod(node.parallel), math.prod(node.shape)].append(number)
+    return groups.values()

@@ -13,8 +13,9 @@ from ebmvk.compute.fuse_merge import joined
 from ebmvk.compute.ir import Axis, Call, Const, Expr, Load, LoadAt, Loop, Node, Program, Store, Tensor, View
 from ebmvk.compute.rewrite import Limits, Uses, dense_strides, ordered, reads, with_views, without_dead, writes
 
-ALIGNED = 4
-"""Words at which a member of a block begins."""
+ALIGNED = 64
+"""Words at which a member of a block begins: other programs bind it alone, and devices may ask for
+multiples of 256 bytes."""
 
 
 def direct(program: Program, limits: Limits) -> Program:
@@ -154,13 +155,15 @@ class _Update:
     """A loop that updates tensors of one size, element by element.
 
     roles: its loads of whole tensors, in the order in which its expressions name them. outputs: the
-    tensors that it fills. form: its expressions with a role's number in place of each load.
+    tensors that it fills. fixed: for each role the argument of which it reads a part, or None.
+    form: its expressions with a role's number in place of each load.
     """
 
     position: int
     loop: Loop
     roles: list[View]
     outputs: list[Tensor]
+    fixed: list[Tensor | None]
     form: tuple[object, ...]
 
 
@@ -229,11 +232,19 @@ def _update(program: Program, uses: Uses, position: int, node: Node) -> _Update 
         outputs.append(tensor)
     roles: list[View] = []
     form = _form(node, roles)
-    if form is None or not roles or any(not _movable(program, uses, view) for view in roles):
+    if form is None or not roles or len({view.tensor.id for view in roles}) != len(roles):
         return None
-    if len({view.tensor.id for view in roles}) != len(roles):
+    fixed = [_part_of(program, view) for view in roles]
+    if any(own is None and not _movable(program, uses, view) for own, view in zip(fixed, roles, strict=True)):
         return None
-    return _Update(position, node, roles, outputs, form)
+    form += tuple(own and own.id for own in fixed)
+    return _Update(position, node, roles, outputs, fixed, form)
+
+
+def _part_of(program: Program, view: View) -> Tensor | None:
+    """The argument of which a load reads a part that lies in one piece."""
+    whole = math.prod(view.shape) * 4 == view.tensor.bytes
+    return view.tensor if view.dense and not whole and view.tensor in program.inputs else None
 
 
 def _form(loop: Loop, roles: list[View]) -> tuple[object, ...] | None:
@@ -264,7 +275,8 @@ def _movable(program: Program, uses: Uses, view: View) -> bool:
     if views.overlaps(view) or math.prod(view.shape) * 4 != view.tensor.bytes or view.tensor in program.constants:
         return False
     if view.tensor in program.inputs:
-        return view.dense and sum(leaf.tensor == view.tensor for leaf in program.leaves) == 1
+        leaves = [number for number, leaf in enumerate(program.leaves) if leaf.tensor == view.tensor]
+        return view.dense and len(leaves) == 1 and leaves[0] not in program.placed
     if view.tensor.id in uses.returned or not uses.writers.get(view.tensor.id):
         return False
     if view.dense:
@@ -311,6 +323,9 @@ def _packed(program: Program, members: list[_Update]) -> Program:
     for member in members:
         offsets.append(offsets[-1] + _padded(math.prod(member.loop.shape)))
     total = offsets.pop()
+    bases = _bases(members, offsets, total)
+    if bases is None:
+        return program
     fresh = 1 + max(_ids(program))
     first = members[0]
     dtypes = [view.tensor.dtype for view in first.roles] + [tensor.dtype for tensor in first.outputs]
@@ -318,8 +333,9 @@ def _packed(program: Program, members: list[_Update]) -> Program:
     moved: dict[int, tuple[View, View]] = {}
     for member, offset in zip(members, offsets, strict=True):
         for block, view in zip(blocks, [*member.roles, *(t.view() for t in member.outputs)], strict=True):
-            moved[view.tensor.id] = (view, View(block, view.shape, dense_strides(view.shape), offset))
-    loop = _block_loop(first, blocks, total)
+            if view.tensor not in first.fixed:
+                moved[view.tensor.id] = (view, View(block, view.shape, dense_strides(view.shape), offset))
+    loop = _block_loop(first, blocks, bases, total)
     gone = {member.position for member in members}
     last = max(gone)
 
@@ -358,16 +374,32 @@ def _ids(program: Program) -> set[int]:
     return found | {view.tensor.id for view in (*program.outputs, *program.leaves)}
 
 
-def _block_loop(first: _Update, blocks: list[Tensor], total: int) -> Loop:
+def _bases(members: Sequence[_Update], offsets: Sequence[int], total: int) -> list[int] | None:
+    """Where each role's block begins in the argument that it is a part of, 0 if it is none. None if
+    the members' parts don't lie there as in a block."""
+    bases = []
+    for role, tensor in enumerate(members[0].fixed):
+        found = {member.roles[role].offset - offset for member, offset in zip(members, offsets, strict=True)}
+        base = min(found)
+        if tensor is not None and (len(found) > 1 or base < 0 or 4 * (base + total) > tensor.bytes):
+            return None
+        bases.append(0 if tensor is None else base)
+    return bases
+
+
+def _block_loop(first: _Update, blocks: list[Tensor], bases: Sequence[int], total: int) -> Loop:
     """The first member's loop over whole blocks."""
-    of = {view.tensor.id: block for view, block in zip(first.roles, blocks, strict=False)}
+    of = {
+        view.tensor.id: View(own or block, (total,), (1,), base)
+        for view, block, own, base in zip(first.roles, blocks, first.fixed, bases, strict=False)
+    }
 
     def change(value: Expr) -> Expr | None:
         if not isinstance(value, Load):
             return None
         block = of.get(value.view.tensor.id)
         if block is not None:
-            return expr.load(block.view())
+            return expr.load(block)
         return expr.load(View(value.view.tensor, (total,), (0,), value.view.offset))
 
     values = expr.rewrite([store.value for store in first.loop.stores], change)

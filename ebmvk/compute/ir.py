@@ -203,7 +203,8 @@ class Program:
     leaves: the arguments of the step, by position: dense views of `inputs`. Several arguments may
     share an input, each at an offset of its own. donated: position of an output -> position of the
     leaf that it replaces in the next run. origins: id of a tensor -> the operation that made it and
-    the line of the step that called it.
+    the line of the step that called it. placed: positions of leaves that another program has put
+    somewhere, so that they can't become parts of a block here.
     """
 
     inputs: list[Tensor] = field(default_factory=list)
@@ -213,3 +214,4 @@ class Program:
     leaves: list[View] = field(default_factory=list)
     donated: dict[int, int] = field(default_factory=dict)
     origins: dict[int, str] = field(default_factory=dict)
+    placed: frozenset[int] = frozenset()

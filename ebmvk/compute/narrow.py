@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, fx
+from torch.fx._lazy_graph_module import _make_graph_module
 from torch.utils import _pytree as pytree
 
 from ebmvk.compute.pairs import Pair, add, divide, multiply, negative, product, root_reciprocal, total, whole
@@ -280,6 +281,7 @@ def narrowed(graph: fx.GraphModule, make: Make, unsupported: Unsupported) -> fx.
     make: traces a function of tensors. unsupported: the error for a node and what of it is missing.
     """
     fixed, made, env = constants(graph), fx.Graph(), _Values()
+    known: dict[str, tuple[fx.GraphModule, Any]] = {}
     for node in graph.graph.nodes:
         if node in fixed or not (_is_wide(node) or any(env.has_pairs(parent) for parent in node.all_input_nodes)):
             env[node] = made.node_copy(node, env.__getitem__)
@@ -288,10 +290,10 @@ def narrowed(graph: fx.GraphModule, make: Make, unsupported: Unsupported) -> fx.
         else:
             args, keywords = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
             try:
-                env[node] = _Inlined(graph, made, node).put(args, keywords, make)
+                env[node] = _Inlined(graph, made, node, known).put(args, keywords, make)
             except NotImplementedError as error:
                 raise unsupported(node, f"{node.target} of float64") from error
-    return fx.GraphModule(graph, made)
+    return _make_graph_module(graph, made)
 
 
 class _Values(dict[fx.Node, Any]):
@@ -301,13 +303,22 @@ class _Values(dict[fx.Node, Any]):
         return any(isinstance(part, Pair) for part in pytree.tree_leaves(self[node]))
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Stands for an input in the key of a trace."""
+
+    number: int
+
+
 @dataclass
 class _Inlined:
-    """An operation with its rule's operations in its place. root: holds tensors of graphs."""
+    """An operation with its rule's operations in its place. root: holds tensors of graphs. known:
+    traces of operations, with what they return."""
 
     root: fx.GraphModule
     graph: fx.Graph
     node: fx.Node
+    known: dict[str, tuple[fx.GraphModule, Any]]
 
     def put(self, args: Any, keywords: dict[str, Any], make: Make) -> Any:
         target = self.node.target
@@ -316,19 +327,31 @@ class _Inlined:
         inputs: list[fx.Node] = []
         fx.node.map_arg(_opened((args, keywords)), inputs.append)
         inputs = list(dict.fromkeys(inputs))
+        values = [*(node.meta["val"] for node in inputs), *pytree.tree_leaves(self.node.meta["val"])]
+        said = [(value.shape, value.stride(), value.dtype) for value in values if isinstance(value, Tensor)]
+        numbers: Any = {node: _Place(place) for place, node in enumerate(inputs)}
+        key = repr((str(target), _with((args, keywords), numbers), said))
+        if key not in self.known:
+            self.known[key] = self._traced(args, keywords, inputs, make)
+        traced, shape = self.known[key]
+        return _renewed(shape, iter(self._copied(traced, inputs)))
+
+    def _traced(
+        self, args: Any, keywords: dict[str, Any], inputs: Sequence[fx.Node], make: Make
+    ) -> tuple[fx.GraphModule, Any]:
+        """A trace of the rule, and what the rule returns."""
         shape: list[Any] = []
 
         def called(*tensors: Tensor) -> list[Tensor]:
             of = dict(zip(inputs, tensors, strict=True))
             given = _with((args, keywords), of)
             own = {key: value for key, value in given[1].items() if key not in _PLACES}
-            result = _ruled(target, given[0], own)
+            result = _laid_as(_ruled(self.node.target, given[0], own), self.node.meta["val"])
             shape[:] = [result]
             return [value for value in pytree.tree_leaves(_opened(result)) if isinstance(value, Tensor)]
 
-        traced = make(called)(*(node.meta["val"] for node in inputs))
-        results = iter(self._copied(traced, inputs))
-        return _renewed(shape[0], results)
+        # Copies of a node share what the graph says of them, and the trace must tell them apart.
+        return make(called)(*(node.meta["val"].detach() for node in inputs)), shape[0]
 
     def _copied(self, traced: fx.GraphModule, inputs: Sequence[fx.Node]) -> list[fx.Node]:
         of: dict[fx.Node, fx.Node] = {}
@@ -377,6 +400,27 @@ def _renewed(tree: Any, nodes: Any) -> Any:
     if isinstance(tree, Pair):
         return Pair(next(nodes), None if tree.low is None else next(nodes))
     return [_renewed(value, nodes) for value in tree] if isinstance(tree, list | tuple) else tree
+
+
+def _laid_as(tree: Any, before: Any) -> Any:
+    """The tree of a rule's result, lying in memory like the result that it replaces. The nodes
+    after it were traced with its strides, and views and `as_strided` depend on them."""
+    if isinstance(tree, list | tuple):
+        return [_laid_as(part, own) for part, own in zip(tree, before, strict=True)]
+    if isinstance(tree, Pair):
+        return tree.each(lambda part: _laid_as(part, before))
+    if not isinstance(tree, Tensor) or _lies_like(tree, before):
+        return tree
+    # The order in memory of a dense result. One with gaps or repeats allows fewer views than this.
+    order = sorted(range(before.dim()), key=lambda axis: -before.stride(axis))
+    back = [order.index(axis) for axis in range(before.dim())]
+    return tree.permute(order).clone(memory_format=torch.contiguous_format).permute(back)
+
+
+def _lies_like(a: Tensor, b: Tensor) -> bool:
+    steps = zip(a.shape, a.stride(), b.stride(), strict=True)
+    same = a.storage_offset() == b.storage_offset() and all(size == 1 or own == other for size, own, other in steps)
+    return same or a.numel() == 0
 
 
 def _ruled(target: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -196,19 +196,6 @@ def _edges(nodes: Sequence[Node]) -> Iterable[tuple[int, list[int]]]:
     return [(first, sorted(others)) for first, others in found.items()]
 
 
-def ancestors(nodes: Sequence[Node]) -> list[int]:
-    """For each node, which must come before it: a bit for each position. The nodes are in order."""
-    before = [0] * len(nodes)
-    into: list[list[int]] = [[] for _ in nodes]
-    for first, others in _edges(nodes):
-        for other in others:
-            into[other].append(first)
-    for position in range(len(nodes)):
-        for first in into[position]:
-            before[position] |= before[first] | (1 << first)
-    return before
-
-
 # ------------------------------------------------------------------------------- other index spaces
 
 

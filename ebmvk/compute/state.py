@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebmvk.compute.ir import DType, Tensor, View
-from ebmvk.engine.recording import Memory, Recorder
+from ebmvk.engine.recording import Memory, Range, Recorder
 from ebmvk.errors import ArgumentError, DeviceError
 
 Array = NDArray[Any]
@@ -30,6 +30,27 @@ class Entry:
     offset: int
     shape: tuple[int, ...]
     dtype: DType
+
+
+class Arena:
+    """Memory for the intermediate results of programs that never run at the same time. It is
+    allocated at its first use, in the size of the largest program that was known by then."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._memory: Memory | None = None
+        self.nbytes = 0
+
+    def reserve(self, nbytes: int) -> None:
+        """Announces a program that needs so many bytes."""
+        self.nbytes = max(self.nbytes, nbytes)
+
+    def memory(self, what: str) -> Memory:
+        """The memory, with room for all programs announced so far. Raises OutOfMemory."""
+        if self._memory is None or self._memory.nbytes < self.nbytes:
+            self._memory = None  # freed first, unless a recording needs it
+            self._memory = self._recorder.memory(self.nbytes, what)
+        return self._memory
 
 
 class State:
@@ -103,7 +124,7 @@ class State:
             entry = self._entry(name)
             pieces.setdefault(entry.memory, []).append((entry.offset, words(name, array, entry.shape, entry.dtype)))
         moved = sum(memory.write(sorted(part, key=lambda piece: piece[0])) for memory, part in pieces.items())
-        self._lost -= set(arrays)
+        self.found(arrays)
         return moved
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Array]:
@@ -123,6 +144,16 @@ class State:
             memory.read(part)
         return {name: on_host(array, self.entries[name].dtype) for name, array in made.items()}
 
+    def range(self, name: str) -> Range:
+        """Where an argument is. Raises ArgumentError if the name is unknown."""
+        entry = self._entry(name)
+        return entry.memory, entry.offset, 4 * int(np.prod(entry.shape, dtype=np.int64))
+
+    def words(self, name: str, array: Array) -> Array:
+        """An array as the device takes it for an argument; see `words`."""
+        entry = self._entry(name)
+        return words(name, array, entry.shape, entry.dtype)
+
     def require(self, names: Iterable[str]) -> None:
         """Raises DeviceError unless all of these were written, and no run has failed halfway
         since."""
@@ -137,6 +168,10 @@ class State:
     def lose(self, names: Iterable[str]) -> None:
         """Marks values as undefined."""
         self._lost.update(names)
+
+    def found(self, names: Iterable[str]) -> None:
+        """Marks values as written."""
+        self._lost.difference_update(names)
 
     def _entry(self, name: str) -> Entry:
         entry = self.entries.get(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -44,7 +44,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Layout:
-    """The arguments of a step, one after another.
+    """The arguments of a step or a function, one after another.
 
     names: such as "parameters['head.weight']". kept: how many of the first ones are parameters and
     state. dtypes: of torch. spec: their tree.
@@ -57,11 +57,12 @@ class Layout:
     spec: Any
 
     @staticmethod
-    def of(arguments: Sequence[Tree]) -> tuple[Layout, list[torch.Tensor]]:
+    def of(arguments: Sequence[Tree], parts: Sequence[str] = PARTS) -> tuple[Layout, list[torch.Tensor]]:
+        """The layout of some trees, and their leaves. parts: what the trees are called."""
         names: list[str] = []
         leaves: list[Any] = []
         kept = 0
-        for part, tree in zip(PARTS, arguments, strict=True):
+        for part, tree in zip(parts, arguments, strict=True):
             for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
                 names.append(part + pytree.keystr(path))
                 leaves.append(leaf)
@@ -92,8 +93,16 @@ class Compiled:
     dtypes: list[torch.dtype]
     runner: Runner
 
+    def recorded(self, outputs: Mapping[int, Array]) -> Tree:
+        """The record of a run from its results."""
+        values = [
+            torch.from_numpy(np.array(outputs[position])).to(dtype)
+            for position, dtype in zip(self.results, self.dtypes, strict=True)
+        ]
+        return pytree.tree_unflatten(values, self.record)
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts torch's operations on the host."""
 
     def __init__(self) -> None:
@@ -114,7 +123,8 @@ class CompiledStep:
     To keep parameters and state on the device between steps, use `start`, `run` and `read`.
 
     ran: what the last run did on the device; None in numpy. cpu_ops: torch's operations on the host
-    between its submission and its end.
+    between its submission and its end. chained: the programs of a chain of steps, which share what
+    they keep; see `ebmvk.compute.chain`.
     """
 
     step: TrainingStep
@@ -124,6 +134,7 @@ class CompiledStep:
     limits: Limits | None = None
     programs: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
     recorder: Recorder | None = None
+    chained: list[Runner] | None = None
     ran: Ran | None = None
     cpu_ops: int = 0
     _kept: tuple[Tree, Tree] | None = None
@@ -137,6 +148,7 @@ class CompiledStep:
         """Parameters and state for the next `run`."""
         self._kept = (parameters, state)
         self._fresh = True
+        self._known = {}
 
     def ready(self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None) -> Compiled:
         """The program that `run` would run, with its parameters and state in place.
@@ -150,17 +162,12 @@ class CompiledStep:
 
         making: as for `ready`.
         """
-        compiled, leaves = self._ready(batch, scalars, making)
-        fed = {position: _array(leaves[position]) for position in range(compiled.layout.kept, len(leaves))}
-        with _Operations() as operations:
+        compiled, fed = self._ready(batch, scalars, making)
+        with Operations() as operations:
             result = compiled.runner.run(fed)
-        outputs, self.cpu_ops = result.outputs, operations.count
+        self.cpu_ops = operations.count
         self.ran = getattr(result, "ran", None)
-        values = [
-            torch.from_numpy(np.array(outputs[position])).to(dtype)
-            for position, dtype in zip(compiled.results, compiled.dtypes, strict=True)
-        ]
-        return pytree.tree_unflatten(values, compiled.record)
+        return compiled.recorded(result.outputs)
 
     def read(self) -> tuple[Tree, Tree]:
         """Parameters and state as they are now, on the host."""
@@ -180,23 +187,55 @@ class CompiledStep:
         parameters, state = pytree.tree_unflatten(leaves, spec)
         return parameters, state
 
+    def lent(self) -> tuple[Tree, Runner]:
+        """Parameters, whose values may be older than the device's, and a program that holds them
+        as they are now: what `compile_function` reads.
+
+        Raises ArgumentError if the step has no parameters or no program yet.
+        """
+        if self._kept is None or not self.programs:
+            raise ArgumentError(
+                "the step has no program yet, whose parameters could be shared",
+                hint="Call start(parameters, state), then ready(batch, scalars).",
+            )
+        compiled = next(iter(self.programs.values()))
+        self._write(compiled)
+        return self._kept[0], compiled.runner
+
     def compile(self, parameters: Tree, state: Tree, batch: Tree, scalars: Tree) -> Compiled:
         """The program for these shapes, made now if it doesn't exist yet."""
         return self._compiled((parameters, state, batch, scalars))[0]
 
+    def found(
+        self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None
+    ) -> tuple[Compiled, dict[int, Array]]:
+        """The program for a batch, and the arrays that it is fed, by position. Unlike `ready` it
+        doesn't put parameters and state in place."""
+        if self._kept is None:
+            raise ArgumentError("the step has no parameters yet", hint="Call start(parameters, state) before run.")
+        leaves, spec = pytree.tree_flatten((batch, scalars))
+        key = (str(spec), *((getattr(leaf, "shape", None), getattr(leaf, "dtype", None)) for leaf in leaves))
+        compiled = self._known.get(key)
+        if compiled is None:
+            compiled = self._known[key] = self._compiled((*self._kept, batch, scalars), making)[0]
+        return compiled, {compiled.layout.kept + number: array_of(leaf) for number, leaf in enumerate(leaves)}
+
     _fresh: bool = True
+    _known: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
+    _placed: set[str] = field(default_factory=set)
 
     def _ready(
         self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None
-    ) -> tuple[Compiled, list[torch.Tensor]]:
-        if self._kept is None:
-            raise ArgumentError("the step has no parameters yet", hint="Call start(parameters, state) before run.")
-        compiled, leaves = self._compiled((*self._kept, batch, scalars), making)
-        if self._fresh:
-            kept = compiled.layout.kept
-            compiled.runner.write(dict(zip(compiled.layout.names[:kept], map(_array, leaves[:kept]), strict=True)))
+    ) -> tuple[Compiled, dict[int, Array]]:
+        compiled, fed = self.found(batch, scalars, making)
+        self._write(compiled)
+        return compiled, fed
+
+    def _write(self, compiled: Compiled) -> None:
+        """Write what `start` gave, unless that has happened."""
+        if self._fresh and self._kept is not None:
+            compiled.runner.write(kept_arrays(*self._kept))
             self._fresh = False
-        return compiled, leaves
 
     def _compiled(
         self, arguments: Sequence[Tree], making: Callable[[], None] = lambda: None
@@ -224,14 +263,20 @@ class CompiledStep:
             return [*kept, *results]
 
         donated = {position: position for position in range(layout.kept)}
-        others: list[list[torch.Tensor]] | None = None if self.check else []
-        captured = capture(called, leaves, layout.names, donated=donated, others=others)
+        varied: list[list[torch.Tensor]] | None = None if self.check else []
+        captured = capture(called, leaves, layout.names, donated=donated, others=varied)
         results = list(range(layout.kept, layout.kept + len(seen["dtypes"])))
-        recorder, limits = _device(self)
-        program = fuse(lower(captured), limits)
+        recorder, limits = place(self)
+        others = _names_of(self.chained) - self._placed  # those of other steps
+        placed = frozenset(number for number, name in enumerate(layout.names) if name in others)
+        program = fuse(replace(lower(captured), placed=placed), limits)
         fed = range(layout.kept, len(leaves))
-        like = next(iter(self.programs.values())).runner if self.programs else None
-        runner = _runner(recorder, program, layout.names, fed, results, like)
+        known = [made.runner for made in self.programs.values()] if self.chained is None else self.chained
+        like = known[0] if known else None
+        runner = runner_of(recorder, program, layout.names, fed, results, like, self.chained is None)
+        if self.chained is not None:
+            self.chained.append(runner)
+            self._placed |= _names_of(self.chained) - others
         return Compiled(layout, captured, program, seen["record"], results, seen["dtypes"], runner)
 
 
@@ -281,44 +326,69 @@ def _kept_leaves(old: Tree, new: Tree, layout: Layout) -> list[torch.Tensor]:
     return list(after)
 
 
-def _array(leaf: torch.Tensor) -> Array:
+def kept_arrays(parameters: Tree, state: Tree) -> dict[str, Array]:
+    """Parameters and state as arrays, by the names that a `Layout` gives them."""
+    parts = zip(PARTS, (parameters, state), strict=False)
+    leaves = ((part, *found) for part, tree in parts for found in pytree.tree_flatten_with_path(tree)[0])
+    return {part + pytree.keystr(path): array_of(leaf) for part, path, leaf in leaves}
+
+
+def array_of(leaf: torch.Tensor) -> Array:
+    """The values of a tensor, in order."""
     array: Array = leaf.detach().cpu().contiguous().numpy()
     return array
 
 
-def _device(step: CompiledStep) -> tuple[Recorder | None, Limits]:
+def _names_of(runners: Sequence[Runner] | None) -> set[str]:
+    """The arguments that have a place on the device."""
+    return {name for runner in runners or () if isinstance(runner, OnDevice) for name in runner.state.entries}
+
+
+class Wanted(Protocol):
+    """Where something is to run; see `compile_step`."""
+
+    backend: Backend
+    device: Any
+    limits: Limits | None
+    recorder: Recorder | None
+
+
+def place(step: Wanted) -> tuple[Recorder | None, Limits]:
     """Where to run, and how large nodes may become there."""
     if step.backend == "reference":
         return None, step.limits or Limits()
     if step.recorder is None:
-        step.recorder = _opened(step.device)
+        step.recorder = opened(step.device)
     device = step.recorder.limits
     words = device.range_bytes // WORD
     return step.recorder, step.limits or Limits(tensors=min(Limits.tensors, device.bindings), block=words)
 
 
-def _opened(device: Any) -> Recorder:
+def opened(device: Any) -> Recorder:
+    """What records programs for a device as `compile_step` takes it. Raises ArgumentError."""
     if isinstance(device, Recorder):
         return device
-    opened = select(device) if isinstance(device, str) else device or Vulkan()
-    if not isinstance(opened, Vulkan):
+    backend = select(device) if isinstance(device, str) else device or Vulkan()
+    if not isinstance(backend, Vulkan):
         raise ArgumentError(f"device is {device!r}, not a Vulkan device", hint='Use "vulkan" or "vulkan:<index>".')
-    return Recorder(opened)
+    return Recorder(backend)
 
 
-def _runner(
+def runner_of(
     recorder: Recorder | None,
     program: Program,
     names: Sequence[str],
     fed: Collection[int],
     fetched: Collection[int],
     like: Runner | None,
+    alone: bool,
 ) -> Runner:
-    """like: a program that shares its kept arguments with this one."""
+    """A program that is ready to run. like: another one, whose kept arguments it shares. alone: see
+    `OnDevice`."""
     if recorder is not None:
         shared = like if isinstance(like, OnDevice) else None
         state, arena = (shared.state, shared.arena) if shared else (None, None)
-        return OnDevice(recorder, program, names=names, fed=fed, fetched=fetched, state=state, arena=arena)
+        return OnDevice(recorder, program, names=names, fed=fed, fetched=fetched, state=state, arena=arena, alone=alone)
     runner = Reference(program, names, fed, fetched)
     if like is not None:
         runner.state = like.state

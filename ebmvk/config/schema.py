@@ -50,8 +50,8 @@ def knob(
 class RunConfig:
     # Size of the model. It sets every value that you don't give.
     size: Size = knob("tiny", common=True)
-    # Where to compute: auto, cpu, cuda, vulkan, vulkan:INDEX (one of several cards) or reference
-    # (slow and exact).
+    # Where to compute: auto, cpu, cuda, vulkan, vulkan:INDEX (one of several cards), vulkan:RANK (a
+    # card for each process of torchrun) or reference (slow and exact).
     device: str = knob("auto", resume=True, common=True)
     # Seed of all random numbers: the same seed gives the same run.
     seed: int = knob(42, low=0, high=2**63 - 1, common=True)

@@ -1,4 +1,5 @@
-"""Where the layers of a run are trained: on the Vulkan device that `--device` names, or on the CPU.
+"""Where the layers of a run are trained, and where they read texts: on the Vulkan device that
+`--device` names, or on the CPU.
 
 Nothing here imports torch.
 """
@@ -7,21 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ebmvk.config.schema import Config
-
-MODELS_ON_DEVICE = ("ebm", "plain", "tinygpt", "minillm")
-"""The models whose training step is compiled for a Vulkan device."""
+from ebmvk.config.schema import Config, replace
 
 _WHY: tuple[tuple[Callable[[Config, int], bool], str], ...] = (
     (
-        lambda config, _: config.run.device == "auto",
-        "nobody has measured yet which is faster; --device vulkan moves them",
+        lambda config, ranks: config.run.device == "auto" and ranks > 1,
+        "only one process alone measures which is faster; --device vulkan moves them",
     ),
     (
-        lambda config, _: config.model.model not in MODELS_ON_DEVICE,
-        "the model {model} isn't compiled for Vulkan yet",
+        lambda config, _: config.run.device == "auto" and config.run.deterministic,
+        "a choice by measuring may differ between runs, and --deterministic is on; --device vulkan moves them",
     ),
-    (lambda _, ranks: ranks > 1, "{ranks} processes can't share a step on Vulkan devices yet"),
     (
         lambda config, _: config.training.precision != "float32",
         "there is no {precision} on the device yet; --precision float32 moves them there",
@@ -36,11 +33,22 @@ def why_on_host(config: Config, ranks: int = 1) -> str | None:
 
     ranks: the number of processes.
     """
-    model, precision = config.model.model, config.training.precision
     for holds, why in _WHY:
         if holds(config, ranks):
-            return why.format(model=model, precision=precision, ranks=ranks)
+            return why.format(precision=config.training.precision, ranks=ranks)
     return None
+
+
+def why_read_on_host(config: Config, device: str) -> str | None:
+    """Why the layers of a finished run read a text on the CPU, with the engine on Vulkan; None if
+    the device reads it.
+
+    config: of the run. device: the value of `--device`. The run's own device and precision don't
+    matter: texts are read in float32.
+    """
+    if device == "auto":
+        return "for a short text, compiling takes longer than reading; --device vulkan moves them"
+    return why_on_host(replace(config, {"device": device, "precision": "float32"}))
 
 
 def needs_float32(config: Config) -> bool:

@@ -22,10 +22,15 @@ class Device:
     torch: torch.device
     reason: str
 
-    @property
-    def told(self) -> str:
-        """The reason, and where the layers run if torch can't use the backend's device."""
-        return f"{self.reason}; the layers run on the CPU" if self.backend.name == "vulkan" else self.reason
+    def told(self, why: str | None, there: str = "the layers run there, too") -> str:
+        """The reason, and where the layers run if torch can't use the backend's device.
+
+        why: what keeps them on the CPU; None if they run on the backend's device as programs.
+        there: what to say then.
+        """
+        if self.backend.name != "vulkan":
+            return self.reason
+        return f"{self.reason}; {there if why is None else f'the layers run on the CPU: {why}'}"
 
 
 def open_device(name: str) -> Device:

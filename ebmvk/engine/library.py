@@ -7,6 +7,7 @@ faster implementations, for all devices or for the CPU; and perhaps a gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -39,7 +40,8 @@ def operation(
     pairs: Function | None = None,
     kernel: str = "",
 ) -> Function:
-    """Register torch.ops.ebmvk.NAME and return it.
+    """Register torch.ops.ebmvk.NAME and return it. Its results lie in memory in row-major order,
+    whatever the strides of its arguments and of what the functions below return.
 
     schema: "NAME(Tensor x, ...) -> Tensor", in torch's notation. fast: runs in place of `reference`
     on all devices, and cpu on the CPU. keep, backward: `setup_context` and `backward` of
@@ -50,11 +52,12 @@ def operation(
     `KERNELS`.
     """
     name = schema.partition("(")[0]
+    reference = _row_major(reference)
     _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
-    _LIBRARY.impl(name, fast or reference, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, _row_major(fast) if fast else reference, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     if cpu is not None:
-        _LIBRARY.impl(name, cpu, "CPU")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"ebmvk::{name}", fake, lib=_LIBRARY)
+        _LIBRARY.impl(name, _row_major(cpu), "CPU")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"ebmvk::{name}", _row_major(fake), lib=_LIBRARY)
     if backward is not None:
         torch.library.register_autograd(f"ebmvk::{name}", backward, setup_context=keep, lib=_LIBRARY)
     REFERENCES[name] = reference
@@ -64,8 +67,20 @@ def operation(
     elif kernel:
         KERNELS[found] = kernel
     else:
-        APART[found] = apart or reference
+        APART[found] = _row_major(apart) if apart else reference
     return found
+
+
+def _row_major(function: Function) -> Function:
+    """The function with results in row-major order. What runs later was traced with the results of
+    `fake`, and a view of them is possible or not by their strides."""
+
+    @wraps(function)
+    def called(*args: Any, **keywords: Any) -> Any:
+        found = function(*args, **keywords)
+        return tuple(part.contiguous() for part in found) if isinstance(found, tuple | list) else found.contiguous()
+
+    return called
 
 
 def reference_of(operation: Any) -> Function:

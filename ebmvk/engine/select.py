@@ -16,6 +16,8 @@ from ebmvk.engine.api import Backend
 from ebmvk.errors import ArgumentError, DeviceError
 
 Kind = Literal["cpu", "cuda", "vulkan", "reference"]
+EACH_ITS_OWN = "vulkan:RANK"
+"""Lets each process of a machine take a Vulkan device of its own."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,11 @@ def select(device: str = "auto") -> Backend:
     """Open the backend for `device`.
 
     Args:
-        device: auto, cpu, cuda, vulkan, vulkan:<index> or reference. auto takes CUDA if torch has
-            it, else a Vulkan device that isn't a software renderer (such as lavapipe, which is for
-            tests), else the CPU kernels. Both auto and vulkan take a discrete card before an
-            integrated GPU.
+        device: auto, cpu, cuda, vulkan, vulkan:<index>, vulkan:RANK or reference. vulkan:RANK is
+            for processes of torchrun: each takes the device with its LOCAL_RANK as index, while
+            vulkan is one device for all. auto takes CUDA if torch has it, else a Vulkan device that
+            isn't a software renderer (such as lavapipe, which is for tests), else the CPU kernels.
+            Both auto and vulkan take a discrete card before an integrated GPU.
 
     Raises:
         ArgumentError: `device` isn't one of these.
@@ -88,6 +91,8 @@ def explain(device: str = "auto") -> str:
 def choose(device: str = "auto") -> Choice:
     """What `select(device)` opens. Raises ArgumentError for an unknown name."""
     kind, _, number = device.partition(":")
+    if device == EACH_ITS_OWN:
+        return Choice("vulkan", int(os.environ.get("LOCAL_RANK", "0")), "asked for, by the number of the process")
     if device == "vulkan":
         return Choice("vulkan", None, "asked for")
     if kind == "vulkan" and number.isdecimal() and len(number) < 10:  # larger numbers do not fit the extension's int
@@ -102,7 +107,8 @@ def choose(device: str = "auto") -> Choice:
         case "reference":
             return Choice("reference", None, "asked for; plain torch on the CPU")
     raise ArgumentError(
-        f"--device {device!r} is not known", hint="use auto, cpu, cuda, vulkan, vulkan:<index> or reference"
+        f"--device {device!r} is not known",
+        hint="use auto, cpu, cuda, vulkan, vulkan:<index>, vulkan:RANK or reference",
     )
 
 

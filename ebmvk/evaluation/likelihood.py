@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +20,8 @@ from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream
 from ebmvk.errors import ConfigError, NonFinite
 from ebmvk.memory.law import Law, Reader, Terms, log_probs
-from ebmvk.model.language import Context, LanguageModel, TokenLaw
-from ebmvk.model.reading import contexts
+from ebmvk.model.language import LanguageModel, TokenLaw
+from ebmvk.model.reading import Layers, TorchLayers
 
 
 @dataclass(frozen=True)
@@ -108,15 +109,24 @@ def text_size(stream: TokenStream, tokenizer: Tokenizer) -> TextSize:
 
 
 def likelihood(
-    model: LanguageModel, stream: TokenStream, size: TextSize, *, context: int, stride: int, device: torch.device
+    model: LanguageModel,
+    stream: TokenStream,
+    size: TextSize,
+    *,
+    context: int,
+    stride: int,
+    device: torch.device,
+    layers: Layers | None = None,
 ) -> Likelihood:
     """Score each token but the first once, without memory, in float32 with sums in float64.
+
+    layers: what runs the model's layers; by default torch on `device`.
 
     Raises:
         ArgumentError: the stride is out of range. NonFinite: a token has no finite log-probability.
     """
     began = time.perf_counter()
-    nats = token_nats(model, stream, context=context, stride=stride, device=device)["none"]
+    nats = token_nats(model, stream, context=context, stride=stride, device=device, layers=layers)["none"]
     seconds = time.perf_counter() - began
     return Likelihood(float(nats.sum()), size.tokens, size.words, size.bytes, context, stride, seconds)
 
@@ -129,22 +139,26 @@ def token_nats(
     stride: int,
     device: torch.device,
     reader: Reader | None = None,
+    layers: Layers | None = None,
 ) -> dict[Law, Tensor]:
     """{law: -log p of each token but the first, (n - 1,) float64}: the model alone, each tier of
     `reader`.
 
+    layers: what runs the model's layers; by default torch on `device`. A memory is read on the CPU
+    and the engine, from the states that the layers give.
+
     Raises:
         ArgumentError: the stride is out of range. NonFinite: a token has no finite log-probability.
     """
-    law, at = TokenLaw(model), 0
+    at = 0
     # One array for the whole text: the results of many pieces would keep the freed memory around
     # them in use.
     laws: list[Law] = reader.laws if reader else ["none"]
     nats = {mode: torch.empty(len(stream) - 1, dtype=torch.float64) for mode in laws}
-    for seen, following in contexts(model, stream, context=context, stride=stride, device=device):
-        for mode, log_p in _token_log_p(law, seen, following, reader).items():
-            torch.neg(log_p, out=nats[mode][at : at + len(following)])
-        at += len(following)
+    for found in _log_p(model, stream, reader, layers or TorchLayers(model, device), context, stride):
+        for mode, log_p in found.items():
+            torch.neg(log_p, out=nats[mode][at : at + len(log_p)])
+        at += len(found["none"])
     if not all(bool(torch.isfinite(values).all()) for values in nats.values()):
         raise diverged(stream.name)
     return nats
@@ -159,12 +173,20 @@ def diverged(name: str) -> NonFinite:
     )
 
 
-@torch.no_grad()
-def _token_log_p(law: TokenLaw, seen: Context, following: Tensor, reader: Reader | None) -> dict[Law, Tensor]:
-    """log p (m,) of the tokens that followed the contexts (1, m, d), on the CPU in float64."""
+def _log_p(
+    model: LanguageModel, stream: TokenStream, reader: Reader | None, layers: Layers, context: int, stride: int
+) -> Iterator[dict[Law, Tensor]]:
+    """log p (m,) by law of the next tokens of a text, on the CPU in float64."""
     if reader is None:
-        return {"none": law.of(seen.query[0], following).double().cpu()}
-    return log_probs(read_text(law, reader, seen.query[0], seen.h[0], following), reader.memory.gates, reader.mode)
+        for log_p in layers.log_p(stream, context=context, stride=stride):
+            yield {"none": log_p.double().cpu()}
+        return
+    law = TokenLaw(model)
+    for seen, following in layers.contexts(stream, context=context, stride=stride):
+        with torch.no_grad():
+            terms = read_text(law, reader, seen.query[0], seen.h[0], following)
+            found = log_probs(terms, reader.memory.gates, reader.mode)
+        yield found
 
 
 def read_text(law: TokenLaw, reader: Reader, query: Tensor, h: Tensor, tokens: Tensor) -> Terms:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ebmvk.data.corpus import Corpus
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.engine import Backend
@@ -21,7 +23,8 @@ from ebmvk.evaluation.likelihood import Likelihood, text_size, token_nats
 from ebmvk.evaluation.score_matching import frequencies, score_matching, windows
 from ebmvk.memory.files import load
 from ebmvk.memory.fitted_on import FittedOn
-from ebmvk.memory.law import Mode, Reader
+from ebmvk.memory.law import Law, Mode, Reader
+from ebmvk.model.reading import Layers
 from ebmvk.objective import noise
 from ebmvk.runs.folder import OpenRun, check_same_text
 from ebmvk.runs.known_faults import known_faults
@@ -34,29 +37,47 @@ SCORED_TOKENS = 4096  # tokens of the text that `score_levels` looks at
 
 @dataclass(frozen=True)
 class Subject:
-    """A run, and the memory that it is measured with. reader: None without memory."""
+    """A run, and the memory that it is measured with.
+
+    reader: None without memory. layers: what runs the model's layers; None for torch.
+    """
 
     run: OpenRun
     memory: Mode
     reader: Reader | None
+    layers: Layers | None = None
 
     @classmethod
     def open(
-        cls, run: OpenRun, memory: Mode, backend: Backend, capacity: int | None = None, *, scramble: bool = False
+        cls,
+        run: OpenRun,
+        memory: Mode,
+        backend: Backend,
+        capacity: int | None = None,
+        *,
+        scramble: bool = False,
+        layers: Layers | None = None,
     ) -> Subject:
         """A run with the memory of its checkpoint.
 
         Args:
             capacity: most splats of the episodic tier; None keeps the memory's own.
             scramble: swap tokens between contexts, as a control.
+            layers: see above.
 
         Raises:
             CheckpointError: the checkpoint has no such memory, or a damaged one.
         """
         if memory == "none":
-            return cls(run, memory, None)
+            return cls(run, memory, None, layers)
         found = load(run.checkpoint.path, run.model, memory).using(capacity, scramble=scramble)
-        return cls(run, memory, Reader(found, memory, backend))
+        return cls(run, memory, Reader(found, memory, backend), layers)
+
+    def nats(self, stream: TokenStream, device: Device, *, context: int, stride: int) -> dict[Law, Tensor]:
+        """Nats of a text by law; see `token_nats`."""
+        how: dict[str, Any] = {"context": context, "stride": stride, "device": device.torch}
+        model = self.run.model.to(device.torch)
+        return token_nats(model, stream, **how, reader=self.reader, layers=self.layers)
 
     def splats(self) -> dict[str, Any]:
         """The number of splats by tier; empty without memory."""
@@ -116,7 +137,7 @@ def measure(
     model = run.model.to(device.torch)
     size = text_size(stream, run.tokenizer)
     began = time.perf_counter()
-    nats = token_nats(model, stream, context=context, stride=stride, device=device.torch, reader=reader)
+    nats = subject.nats(stream, device, context=context, stride=stride)
     spent = time.perf_counter() - began
     found: dict[str, dict[str, Any]] = {
         law: Likelihood(float(part.sum()), size.tokens, size.words, size.bytes, context, stride, spent).record()
@@ -150,14 +171,7 @@ def measure(
     }
     if against is None:
         return record
-    other_nats = token_nats(
-        against.run.model.to(device.torch),
-        stream,
-        context=context,
-        stride=stride,
-        device=device.torch,
-        reader=against.reader,
-    )
+    other_nats = against.nats(stream, device, context=context, stride=stride)
     base = other_nats[against.memory]
     record["against"] = {
         "checkpoint": str(against.run.checkpoint.path),

@@ -25,7 +25,7 @@ from ebmvk.memory.gate import fit_gate, mix
 from ebmvk.memory.law import TIERS, Control, Law, Memory, Mode, Reader, Terms, Tier, laws_at_once, log_probs, part_of
 from ebmvk.memory.static import MAX_SPLATS, Reading
 from ebmvk.model.language import LanguageModel, TokenLaw
-from ebmvk.model.reading import states
+from ebmvk.model.reading import Layers, states
 from ebmvk.runs.metrics import Alert
 from ebmvk.splats.coverage import fit_background, posterior
 from ebmvk.splats.health import novelty
@@ -58,11 +58,15 @@ class Fit:
     Their static splats must not contain its contexts.
     """
 
-    def __init__(self, model: LanguageModel, stream: TokenStream, *, reading: Reading, device: Device) -> None:
+    def __init__(
+        self, model: LanguageModel, stream: TokenStream, *, reading: Reading, device: Device,
+        layers: Layers | None = None,
+    ) -> None:  # fmt: skip
+        """layers: what runs the model's layers; see `states`."""
         self.model, self.backend = model, device.backend
         # Keep the query, not the law, which has V numbers per context; it is computed again when
         # needed.
-        self.query, self.h = states(model, stream, ("query", "h"), device=device.torch, **vars(reading))
+        self.query, self.h = states(model, stream, ("query", "h"), device=device.torch, layers=layers, **vars(reading))
         self.tokens = torch.from_numpy(stream.tokens[1:].astype("int64"))
 
     def fit(self, memory: Memory, say: Say) -> tuple[Memory, dict[Law, float]]:

@@ -7,7 +7,8 @@ Nothing here changes the model.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from ebmvk.memory.gate import fit_gate, mix
 from ebmvk.memory.law import Memory
 from ebmvk.memory.static import Reading
 from ebmvk.model.language import LanguageModel
+from ebmvk.model.reading import Layers
 from ebmvk.objective.losses import Losses
 from ebmvk.ranks import Share
 from ebmvk.runs.checkpoint import Checkpoint
@@ -79,6 +81,16 @@ def observed(config: Config, losses: Losses, tokens: Tensor, share: Share, step:
     return found
 
 
+@dataclass(frozen=True)
+class _Noted:
+    """A step whose sample is awaited. following: (m,) int64, the tokens that followed its states;
+    held_out: (m,) bool, those in held-out blocks."""
+
+    step: int
+    following: Tensor
+    held_out: Tensor
+
+
 class TrainingSoc:
     """The consolidation of one training run.
 
@@ -107,6 +119,8 @@ class TrainingSoc:
             steps_per_epoch=batches.steps_per_epoch,
             seed=partial(_seed, config),
         )
+        self._noted: list[_Noted] = []
+        self._bytes = 0  # of samples read from a device since the last check
         self._seconds, self._run_seconds = 0.0, 0.0
 
     def restore(self, found: Checkpoint, run_seconds: float) -> bool:
@@ -125,28 +139,50 @@ class TrainingSoc:
         """True if a consolidation follows `step` steps; it reads the model."""
         return step % self.config.splats.soc_check_interval == 0
 
-    def after(self, step: int, batch: int, sample: Tensor, tokens: Tensor) -> dict[str, Any] | None:
-        """Collect a step's sample; if a check is due, consolidate and return its record.
+    def after(self, step: int, batch: int, sample: Tensor | None, tokens: Tensor) -> None:
+        """Note what a step has read.
 
         Args:
             step: the number of steps done, including this one.
             batch: the number of the batch.
-            sample: (m, d + 1), as `observed` returns it, summed over all processes.
+            sample: (m, d + 1), as `observed` returns it, summed over all processes; None if it will
+                be given to `collect`.
             tokens: (B, T+1), the batch.
         """
         began = time.perf_counter()
         places, following = self.batches.positions(batch)[:, 1:].reshape(-1), tokens[:, 1:].flatten().cpu()
         places, following = places[places >= 0], following[following >= 0]
-        rows, sample = sampled(self.config, len(places), step), sample.cpu()
+        rows = sampled(self.config, len(places), step)
         held_out = self._held_out[places[rows.numpy()] // self.config.data.seq_length]
-        self.consolidation.observe(
-            projx(sample[:, :-1]), following[rows], sample[:, -1], torch.from_numpy(held_out), step
-        )
-        record = None
-        if self.due(step):
-            record = self.consolidation.check(step, self._judge(JUDGE_TOKENS))
+        self._noted.append(_Noted(step, following[rows], torch.from_numpy(held_out)))
+        if sample is not None:
+            self._observe(sample.cpu())
         self._seconds += time.perf_counter() - began
-        return record
+
+    def collect(self, samples: Sequence[Tensor]) -> None:
+        """Take the samples of the steps that came without one, in order."""
+        began = time.perf_counter()
+        for sample in samples:
+            self._observe(sample)
+        self._bytes += sum(sample.nbytes for sample in samples)
+        self._seconds += time.perf_counter() - began
+
+    def check(self, step: int, layers: Callable[[], Layers]) -> dict[str, Any]:
+        """Consolidate after `step` steps, all of whose samples are there. Returns a record of it.
+
+        layers: asked for what reads validation with the weights of now, if a growth is judged.
+
+        The record has `bytes_down` if samples came from a device.
+        """
+        began = time.perf_counter()
+        record = self.consolidation.check(step, self._judge(JUDGE_TOKENS, layers))
+        read, self._bytes = self._bytes, 0
+        self._seconds += time.perf_counter() - began
+        return record | ({"bytes_down": read} if read else {})
+
+    def _observe(self, sample: Tensor) -> None:
+        noted = self._noted.pop(0)
+        self.consolidation.observe(projx(sample[:, :-1]), noted.following, sample[:, -1], noted.held_out, noted.step)
 
     def share(self, run_seconds: float) -> float:
         """The share of the training time that consolidation took since the last call.
@@ -157,29 +193,29 @@ class TrainingSoc:
         self._seconds, self._run_seconds = 0.0, run_seconds
         return min(1.0, share)
 
-    def gain(self) -> dict[str, float] | None:
+    def gain(self, layers: Callable[[], Layers]) -> dict[str, float] | None:
         """How much the splats gain as a static memory; None if there are no splats yet.
 
         Three figures, in nats per token on the evaluated part of validation: for the model alone,
         for the model calibrated, and for the model with the splats. Gates are fitted on the first
-        half of that part; the figures are for the second half.
+        half of that part; the figures are for the second half. layers: see `check`.
         """
         store = self.consolidation.store
         if store is None:
             return None
-        fit = self._read(self.config.logging.eval_tokens)
+        fit = self._read(self.config.logging.eval_tokens, layers)
         nats = {"without": nats_with(None, fit), "calibrated": nats_calibrated(fit), "with": nats_with(store, fit)}
         return {**nats, "splats": store.n}
 
-    def _judge(self, limit: int) -> Judge:
+    def _judge(self, limit: int, layers: Callable[[], Layers]) -> Judge:
         """A judge by the second half of the first `limit` tokens of validation, read when asked."""
-        read = lru_cache(maxsize=1)(partial(self._read, limit))
+        read = lru_cache(maxsize=1)(partial(self._read, limit, layers))
         return lambda store: nats_with(store, read())
 
-    def _read(self, limit: int) -> Fit:
+    def _read(self, limit: int, layers: Callable[[], Layers]) -> Fit:
         """The first `limit` tokens of validation."""
         part, reading = self.validation.take(limit + 1), Reading.evaluation(self.config.data.seq_length)
-        return Fit(self.model, part, reading=reading, device=self.device)
+        return Fit(self.model, part, reading=reading, device=self.device, layers=layers())
 
 
 def nats_with(store: SplatStore | None, fit: Fit) -> float:

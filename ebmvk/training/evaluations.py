@@ -14,6 +14,7 @@ from ebmvk.evaluation.likelihood import Likelihood, likelihood, text_size, trigr
 from ebmvk.evaluation.score_matching import ScoreMatching, frequencies, score_matching, windows
 from ebmvk.model import inspection
 from ebmvk.model.language import LanguageModel
+from ebmvk.model.reading import Layers
 from ebmvk.objective import noise
 from ebmvk.training.streams import Streams
 
@@ -37,22 +38,26 @@ class Evaluations:
         )  # fmt: skip
         self.unigram = frequencies(streams.train, tokenizer.vocab_size)
 
-    def part(self) -> tuple[Likelihood, dict[str, Any]]:
-        """The exact likelihood of the first `--eval-tokens` tokens.
+    def part(self, layers: Layers) -> Likelihood:
+        """The exact likelihood of the first `--eval-tokens` tokens. layers: read them."""
+        return self._likelihood(self._part, layers)
 
-        Also returns score matching and gates on fewer tokens, as JSON values.
-        """
-        part = self._streams.validation.take(self._config.logging.eval_tokens + 1)
-        found = self._likelihood(part)
-        scored = self._score_matching(part) if self._model.on_sphere else []
-        return found, {"score_matching": [level.record() for level in scored], "gates": self._gates(part)}
+    def details(self) -> dict[str, Any]:
+        """Score matching and gates on fewer of these tokens, as JSON values. torch reads them."""
+        scored = self._score_matching(self._part) if self._model.on_sphere else []
+        return {"score_matching": [level.record() for level in scored], "gates": self._gates(self._part)}
 
-    def whole(self) -> tuple[Likelihood, Likelihood]:
-        """The exact likelihood of all of validation, and that of a trigram on the same tokens."""
+    @property
+    def _part(self) -> TokenStream:
+        return self._streams.validation.take(self._config.logging.eval_tokens + 1)
+
+    def whole(self, layers: Layers) -> tuple[Likelihood, Likelihood]:
+        """The exact likelihood of all of validation, which `layers` read, and that of a trigram on
+        the same tokens."""
         validation = self._streams.validation
         size = text_size(validation, self._tokenizer)
         base = trigram(self._streams.train, validation, size, self._tokenizer.vocab_size)
-        return self._likelihood(validation), base
+        return self._likelihood(validation, layers), base
 
     def looks(self) -> dict[str, Any]:
         """Attention and experts of the model on the first tokens of validation, as JSON values."""
@@ -81,10 +86,10 @@ class Evaluations:
         looked = windows(stream, self._config.data.seq_length, SCORED_TOKENS)[:, :-1]
         return inspection.gates(self._model, looked.to(self._device.torch))
 
-    def _likelihood(self, stream: TokenStream) -> Likelihood:
-        context = self._config.data.seq_length
+    def _likelihood(self, stream: TokenStream, layers: Layers) -> Likelihood:
+        context, device = self._config.data.seq_length, self._device.torch
         size = text_size(stream, self._tokenizer)
-        return likelihood(self._model, stream, size, context=context, stride=context, device=self._device.torch)
+        return likelihood(self._model, stream, size, context=context, stride=context, device=device, layers=layers)
 
 
 def counts_record(backend: Backend) -> dict[str, dict[str, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,8 +22,14 @@ from ebmvk.objective.losses import Losses
 from ebmvk.ranks import Handler, Ranks
 from ebmvk.runs.layout import CONFIG_FILE
 from ebmvk.training import finite, optim
+from ebmvk.training.interruption import Interruption
 from ebmvk.training.passes import Passes, attempted, batches_of
+from ebmvk.training.recovery import Recovery
 from ebmvk.training.reduction import MODEL, OPTIMIZER, add_up, check_same_weights
+from ebmvk.training.stepping import trained_on_device
+
+if TYPE_CHECKING:
+    from ebmvk.training.device_steps import DeviceSteps
 
 
 class Follower:
@@ -32,6 +38,7 @@ class Follower:
     def __init__(self, ranks: Ranks) -> None:
         self.ranks, self._shards = ranks, Shards(ranks, self._opened)
         self._device: Device
+        self._on_device: DeviceSteps | None = None
 
     def handlers(self) -> Mapping[str, Handler]:
         """{what the first rank tells: the function that does it}."""
@@ -54,10 +61,24 @@ class Follower:
         self.model = build_model(self.config.model, tokens)
         self.model.load_state_dict({name.removeprefix(MODEL): v for name, v in given.items() if name.startswith(MODEL)})
         self.model.to(self._device.torch).train()
-        self.optimizer = optim.build(self.model, self.config.training)
-        if moments := {n.removeprefix(OPTIMIZER): v for n, v in given.items() if n.startswith(OPTIMIZER)}:
-            self.optimizer.load_state_dict(moments)
+        moments = {n.removeprefix(OPTIMIZER): v for n, v in given.items() if n.startswith(OPTIMIZER)}
+        if trained_on_device(self._device, self.config, self.ranks.size):
+            self._on_device = self._device_steps(moments)
+        else:
+            self.optimizer = optim.build(self.model, self.config.training)
+            if moments:
+                self.optimizer.load_state_dict(moments)
         self.ranks.use(self._device.torch)
+
+    def _device_steps(self, moments: Mapping[str, torch.Tensor]) -> DeviceSteps:
+        from ebmvk.training.device_steps import DeviceSteps  # torch's tracer takes a while to import
+
+        recovery = Recovery(self.config, Path())  # the first rank alone makes errors of a run
+        steps = DeviceSteps(self.config, self.model, self._device, recovery, Interruption(), self.ranks)
+        if moments:
+            steps.optimizer.load_state_dict(moments)
+            steps.begin()
+        return steps
 
     def step(self, step: int, batch: int) -> None:
         """Take part in a step. If something isn't finite, the weights stay as they are and the
@@ -70,6 +91,11 @@ class Follower:
                 doesn't fit.
         """
         tokens = self._ahead.batch(batch).to(self._device.torch)
+        if self._on_device is not None:
+            record, why = self._on_device.attempt(tokens, step)
+            if record is None:
+                raise self._out_of_memory(step, why)
+            return
         losses = self._losses(tokens, step)
         sample = observed(self.config, losses, tokens, self.ranks.share, step + 1)
         losses, _ = add_up(self.ranks, self.model, losses, sample, interrupted=self.ranks.interrupted)
@@ -93,13 +119,20 @@ class Follower:
         )
         losses = attempted(self.model, passes, non_finite)
         if losses is None:
-            raise OutOfMemory(
-                f"step {step + 1}: rank {self.ranks.rank} ran out of memory with its share of "
-                f"--batch-size {self.config.training.batch_size}",
-                hint="continue with --resume and a smaller --batch-size, and more --accumulation-steps",
-            )
+            raise self._out_of_memory(step)
         return losses
+
+    def _out_of_memory(self, step: int, why: str = "") -> OutOfMemory:
+        """The error to raise."""
+        return OutOfMemory(
+            f"step {step + 1}: rank {self.ranks.rank} ran out of memory with its share of "
+            f"--batch-size {self.config.training.batch_size}",
+            why=why,
+            hint="continue with --resume and a smaller --batch-size, and more --accumulation-steps",
+        )
 
     def compare(self, step: int) -> None:
         """Compare the weights of all ranks after a step."""
+        if self._on_device is not None:
+            self._on_device.settle()
         check_same_weights(self.ranks, self.model, step)

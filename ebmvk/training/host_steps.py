@@ -12,6 +12,7 @@ from ebmvk.engine.device import Device
 from ebmvk.errors import BatchTooLarge
 from ebmvk.memory.while_training import observed
 from ebmvk.model.language import LanguageModel
+from ebmvk.model.reading import Layers, TorchLayers
 from ebmvk.objective.losses import Losses
 from ebmvk.ranks import ALONE, Ranks
 from ebmvk.training import finite, optim
@@ -40,6 +41,10 @@ class HostSteps(Steps):
     def resized(self, config: Config) -> HostSteps:
         """The optimiser is the same, so its moments need no second copy."""
         return HostSteps(config, self.model, self.device, self._recovery, self._interruption, optimizer=self.optimizer)
+
+    def layers(self) -> Layers:
+        """See `Steps.layers`."""
+        return TorchLayers(self.model, self.device.torch)
 
     def take(self, tokens: Tensor, step: int, batch: int) -> Taken:
         """Take a step, with the other ranks. See `Steps.take`."""

@@ -78,6 +78,8 @@ def rehearse(config: Config, folder: Path, trainer_in: MakeTrainer, found: Check
         if found:
             trainer.restore(found)
         _refuse_too_many_weights(trainer)
+        if choice := trainer.choose():
+            print(f"layers      {choice}", flush=True)  # noqa: T201
         try:
             for line in trainer.plan():
                 print(line, flush=True)  # noqa: T201

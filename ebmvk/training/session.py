@@ -22,6 +22,7 @@ from ebmvk.data.windows import encode_split
 from ebmvk.decoding.probe import Probe
 from ebmvk.engine.device import Device, open_device
 from ebmvk.engine.seeds import set_deterministic
+from ebmvk.engine.select import EACH_ITS_OWN
 from ebmvk.errors import ConfigError, NonFinite, OutOfMemory
 from ebmvk.evaluation.likelihood import text_size
 from ebmvk.host import terminal
@@ -44,6 +45,7 @@ from ebmvk.training import summary
 from ebmvk.training.job import Job, tokenizer_of, with_steps, with_tokenizer, with_vocabulary
 from ebmvk.training.reduction import check_shares, enlist
 from ebmvk.training.rehearsal import rehearse
+from ebmvk.training.stepping import trained_on_device
 from ebmvk.training.streams import Streams
 from ebmvk.training.trainer import Outcome, Trainer
 
@@ -157,7 +159,9 @@ def _prepare(job: Job, ranks: Ranks, voice: Voice) -> _Prepared:
     voice.say(f"device      {_where(device, config, ranks)}")
     if ranks.size > 1:
         rows = config.training.batch_size
-        voice.say(f"ranks       {ranks.size} processes: each takes {rows // ranks.size} of {rows} windows")
+        shared = trained_on_device(device, config, ranks.size) and config.run.device != EACH_ITS_OWN
+        alone = f", all of a machine on one device; --device {EACH_ITS_OWN} gives each its own" if shared else ""
+        voice.say(f"ranks       {ranks.size} processes: each takes {rows // ranks.size} of {rows} windows{alone}")
     set_deterministic(config)
     found = find(job.resume, "--resume", voice.say)[1] if job.resume else None
     if job.again:
@@ -198,11 +202,10 @@ def _of_start(job: Job, start: Start | None) -> Job:
 
 def _where(device: Device, config: Config, ranks: Ranks) -> str:
     """Which device, why, and where the layers run."""
-    if device.backend.name != "vulkan":
-        return device.reason
-    if why := why_on_host(config, ranks.size):
-        return f"{device.reason}; the layers run on the CPU: {why}"
-    return f"{device.reason}; the layers train there, and evaluations and samples run on the CPU"
+    there = "the layers train there and read the validation text; samples run on the CPU"
+    if config.run.device == "auto":
+        there = "the layers run there or on the CPU, whichever is faster"
+    return device.told(why_on_host(config, ranks.size), there)
 
 
 def _train(ready: _Prepared, ranks: Ranks, voice: Voice, stop_after: int | None) -> Outcome:
@@ -221,8 +224,11 @@ def _train(ready: _Prepared, ranks: Ranks, voice: Voice, stop_after: int | None)
         trainer = ready.trainer(job.folder, monitor, ranks)
         if found:
             _resume(job, trainer, found, monitor)
+        choice = trainer.choose()
+        if choice:
+            monitor.say(f"layers      {choice}")
         enlist(ranks, config, ready.streams.train, trainer.model, trainer.steps.optimizer)
-        facts = _facts(job, trainer, ready.device)
+        facts = _facts(job, trainer, ready.device) | ({"measured": choice.record()} if choice else {})
         for line in summary.opening(config, facts):
             monitor.say(line)
         for line in summary.details(job, facts):

@@ -30,16 +30,17 @@ class _Passes(nn.Module):
         super().__init__()
         self.model, self.backend, self.config = model, backend, config
 
-    def forward(self, batches: Sequence[Batch], leaves: Tensors) -> tuple[list[Losses], Tensors]:
+    def forward(
+        self, batches: Sequence[Batch], leaves: Tensors, whole: Tensor | None = None
+    ) -> tuple[list[Losses], Tensors]:
         """The detached losses of each pass, and the sums of their gradients.
 
         leaves: the parameters to differentiate by. Blocks that are computed twice need the replaced
-        parameters in the backward pass too.
+        parameters in the backward pass too. whole: see `Step.gradients`.
         """
-        over_step: OverStep = lambda sums: sums  # noqa: E731
-        if len(batches) > 1 and self.model.own_losses:
-            sums = torch.stack([self._sums(batch) for batch in batches]).sum(0)
-            over_step = lambda _: sums  # noqa: E731
+        if whole is None and len(batches) > 1 and self.model.own_losses:
+            whole = torch.stack([sums_of(self.model, batch) for batch in batches]).sum(0)
+        over_step: OverStep = lambda sums: sums if whole is None else whole  # noqa: E731
         gradients: Tensors = {}
         losses = []
         for batch in batches:
@@ -51,9 +52,22 @@ class _Passes(nn.Module):
             losses.append(replace(found, total=found.total.detach()))
         return losses, gradients
 
-    def _sums(self, batch: Batch) -> Tensor:
-        context: Context = self.model(batch.tokens, masks=batch.masks)
-        return context.sums(batch.counted).detach()
+
+class _Sums(nn.Module):
+    """`sums_of` while `functional_call` replaces the model's parameters."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        return sums_of(self.model, batch)
+
+
+def sums_of(model: LanguageModel, batch: Batch) -> Tensor:
+    """(S,) float64, a pass's part of the sums that the model's own losses need."""
+    context: Context = model(batch.tokens, masks=batch.masks)
+    return context.sums(batch.counted).detach()
 
 
 class Step:
@@ -65,7 +79,8 @@ class Step:
     """
 
     def __init__(self, model: LanguageModel, config: Config, backend: Backend) -> None:
-        self._passes, self.config = _Passes(model.train(), backend, config), config
+        self._passes, self._sums, self.config = _Passes(model.train(), backend, config), _Sums(model), config
+        self.own_losses = bool(model.own_losses)
         self.rules = update.rules_of(model, config.training)
 
     def __call__(
@@ -96,25 +111,40 @@ class Step:
         norm = update.norm_of(gradients)
         found = Losses.sum(losses)
         finite = torch.isfinite(norm) & torch.isfinite(found.total)
-        training = self.config.training
-        new, kept = update.updated(
-            parameters,
-            update.clipped(gradients, norm, training.grad_clip),
-            state,
-            self.rules,
-            lr=scalars["lr"],
-            count=scalars["count"],
-            dtype=update.muon_dtype(training),
-        )
+        new, kept = self.updated(parameters, gradients, state, norm, finite, scalars)
         record = {"total": found.total, "norm": norm, "finite": finite}
         record |= {f"part.{name}": value for name, value in found.parts.items()}
         if sample is not None:
             record["sample"] = torch.cat((found.states, found.energies[:, None]), dim=1).index_select(0, sample)
-        return update.where(finite, new, parameters), update.where(finite, kept, state), record
+        return new, kept, record
 
-    def gradients(self, parameters: Mapping[str, Tensor], batches: Sequence[Batch]) -> tuple[list[Losses], Tensors]:
-        """The detached losses of each pass, and the sums of their gradients by parameter."""
+    def updated(
+        self, parameters: Mapping[str, Tensor], gradients: Tensors, state: Mapping[str, Tensor], norm: Tensor,
+        finite: Tensor, scalars: Mapping[str, Tensor],
+    ) -> tuple[Tensors, Tensors]:  # fmt: skip
+        """New parameters and state, or the old ones if not `finite`. norm: of the gradients."""
+        training = self.config.training
+        clipped = update.clipped(gradients, norm, training.grad_clip)
+        new, kept = update.updated(
+            *(parameters, clipped, state, self.rules),
+            lr=scalars["lr"], count=scalars["count"], dtype=update.muon_dtype(training),
+        )  # fmt: skip
+        return update.where(finite, new, parameters), update.where(finite, kept, state)
+
+    def gradients(
+        self, parameters: Mapping[str, Tensor], batches: Sequence[Batch], whole: Tensor | None = None
+    ) -> tuple[list[Losses], Tensors]:
+        """The detached losses of each pass, and the sums of their gradients by parameter.
+
+        whole: the sums of `sums` over all passes of the step; None if `batches` are all of them.
+        """
         leaves = {name: parameters[name].detach().requires_grad_() for name in self.rules}
         values = {f"model.{name}": value for name, value in (dict(parameters) | leaves).items()}
-        found: tuple[list[Losses], Tensors] = functional_call(self._passes, values, (batches, leaves))
+        found: tuple[list[Losses], Tensors] = functional_call(self._passes, values, (batches, leaves, whole))
+        return found
+
+    def sums(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """See `sums_of`."""
+        values = {f"model.{name}": value for name, value in parameters.items()}
+        found: Tensor = functional_call(self._sums, values, (batch,))
         return found

@@ -10,7 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from ebmvk.config.schema import Config
+from ebmvk.config.where import why_on_host
+from ebmvk.engine.device import Device
 from ebmvk.model.language import LanguageModel
+from ebmvk.model.reading import Layers
 from ebmvk.runs import checkpoint
 from ebmvk.runs.checkpoint import Checkpoint
 from ebmvk.training.optim import Optimizer
@@ -21,7 +24,8 @@ class Taken:
     """One step that was taken.
 
     total: the loss. parts: its parts by name, without weights. norm: of the gradients before
-    clipping. lr: learning rate. sample: (m, d + 1), as `memory.while_training.observed` returns it.
+    clipping. lr: learning rate. sample: (m, d + 1), as `memory.while_training.observed` returns it;
+    None if a device keeps it, until `Steps.samples`.
     device: what a device did, as JSON values; empty if the step ran on the host.
     """
 
@@ -29,7 +33,7 @@ class Taken:
     parts: dict[str, float]
     norm: float
     lr: float
-    sample: Tensor
+    sample: Tensor | None
     device: dict[str, Any] = field(default_factory=dict)
 
 
@@ -67,6 +71,18 @@ class Steps(ABC):
     def settle(self) -> None:  # noqa: B027  # on the host there is nothing to do
         """Bring `model` and `optimizer` up to date. Raises DeviceError if the device lost them."""
 
+    def samples(self) -> list[Tensor]:
+        """The samples that `take` didn't return, of each step since the last call, as `settle` read
+        them."""
+        return []
+
+    @abstractmethod
+    def layers(self) -> Layers:
+        """What reads texts with the weights as they are now, also if `model` has older ones."""
+
+    def begin(self) -> None:  # noqa: B027  # on the host there is nothing to do
+        """Let the next step begin with the weights and moments of `model` and `optimizer`."""
+
     def restore(self, found: Checkpoint) -> None:
         """Continue with the weights and moments of a checkpoint.
 
@@ -81,3 +97,8 @@ class Steps(ABC):
         Raises BatchTooLarge as `take`.
         """
         return iter(())
+
+
+def trained_on_device(device: Device, config: Config, ranks: int) -> bool:
+    """True if a Vulkan device may take the steps. ranks: the number of processes."""
+    return device.backend.name == "vulkan" and why_on_host(config, ranks) is None

@@ -5,6 +5,7 @@ A step depends only on the weights, the state of the optimiser, the seed and the
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections import deque
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ebmvk.config.schema import Config
-from ebmvk.config.where import why_on_host
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import Ahead
 from ebmvk.engine.device import Device
@@ -36,13 +36,14 @@ from ebmvk.runs.folder import check_same_text, digest, model_record
 from ebmvk.runs.known_faults import REVISION, revision
 from ebmvk.runs.progress import Progress
 from ebmvk.training import lines, resumption
+from ebmvk.training.choosing import Choice, chosen
 from ebmvk.training.evaluations import Evaluations, counts_record
 from ebmvk.training.host_steps import HostSteps
 from ebmvk.training.interruption import Interruption
 from ebmvk.training.passes import batches_of
 from ebmvk.training.recovery import Recovery
 from ebmvk.training.reduction import check_same_weights
-from ebmvk.training.stepping import Steps, Taken
+from ebmvk.training.stepping import Steps, Taken, trained_on_device
 from ebmvk.training.streams import Streams
 
 LAST = 50  # steps whose mean is the loss on training text
@@ -94,12 +95,52 @@ class Trainer:
         self.evaluations = Evaluations(config, self.model, tokenizer, streams, device)
 
     def _steps_of(self, config: Config) -> Steps:
-        """What takes the steps; `ebmvk.config.where` decides."""
-        if self.device.backend.name != "vulkan" or why_on_host(config, self.ranks.size):
+        """What takes the steps; `ebmvk.config.where` decides. With `--device auto` it is the host,
+        until `choose` is called."""
+        if config.run.device == "auto" or not trained_on_device(self.device, config, self.ranks.size):
             return HostSteps(config, self.model, self.device, self._recovery, self._interruption, self.ranks)
+        return self._device_steps()
+
+    def _device_steps(self) -> Steps:
         from ebmvk.training.device_steps import DeviceSteps  # torch's tracer takes a while to import
 
-        return DeviceSteps(config, self.model, self.device, self._recovery, self.monitor.doing)
+        return DeviceSteps(
+            *(self.config, self.model, self.device, self._recovery, self._interruption, self.ranks), self.monitor.doing
+        )
+
+    def choose(self) -> Choice | None:
+        """With `--device auto` and a Vulkan device, measure where steps are faster, and take them
+        there. Weights and moments stay as they are. None if there is nothing to choose.
+        """
+        if self.config.run.device != "auto" or not trained_on_device(self.device, self.config, self.ranks.size):
+            return None
+        self.monitor.doing("measuring steps on the CPU and on the Vulkan device")
+        config, saved, step = self.config, self.steps.optimizer.state_dict(), self.progress.step
+        tokens = self._ahead.batch(self._first_batch + step)
+        made: list[Steps] = []
+
+        def host() -> Steps:
+            return self._with(HostSteps(
+                config, copy.deepcopy(self.model), self.device, self._recovery, self._interruption
+            ), saved)  # fmt: skip
+
+        def device() -> Steps:  # it doesn't write to the model before `settle`
+            made.append(self._with(self._device_steps(), saved))
+            return made[0]
+
+        found = chosen(host, device, lambda steps: steps.take(tokens, step, 0), config.training.steps - step)
+        if found.where == "vulkan":
+            self.steps = made[0]
+            self.steps.begin()
+        return found
+
+    @staticmethod
+    def _with(steps: Steps, moments: Mapping[str, Tensor]) -> Steps:
+        """The steps with moments of the optimiser, if there are any."""
+        if moments:
+            steps.optimizer.load_state_dict(moments)
+            steps.begin()
+        return steps
 
     # ---- resuming --------------------------------------------------------------------------------
 
@@ -144,7 +185,7 @@ class Trainer:
             DeviceError: the weights of the ranks differ, or the device has lost them; nothing is
                 written. RankLost: a rank died; the checkpoint is written.
         """
-        self.steps.settle()
+        self._settle()
         lost: RankLost | None = None
         try:
             self._compare()
@@ -313,9 +354,17 @@ class Trainer:
     def _consolidated(self, taken: Taken, tokens: Tensor, done: int) -> dict[str, Any] | None:
         if self.soc is None:
             return None
-        if self.soc.due(done):
-            self.steps.settle()
-        return self.soc.after(done, self._first_batch + done - 1, taken.sample, tokens)
+        self.soc.after(done, self._first_batch + done - 1, taken.sample, tokens)
+        if not self.soc.due(done):
+            return None
+        self._settle()
+        return self.soc.check(done, self.steps.layers)
+
+    def _settle(self) -> None:
+        """Bring to the host what only a device knows: weights, moments and samples."""
+        self.steps.settle()
+        if self.soc:
+            self.soc.collect(self.steps.samples())
 
     def _tell(self, found: Mapping[str, Any]) -> None:
         """Record one consolidation."""
@@ -329,8 +378,11 @@ class Trainer:
         the best so far.
         """
         self.monitor.doing("evaluating")
-        self.steps.settle()
-        found, measured = self.evaluations.part()
+        layers = self.steps.layers()
+        layers.did()  # since the last evaluation
+        found, did = self.evaluations.part(layers), layers.did()
+        self._settle()  # the rest reads the weights on the host
+        measured = self.evaluations.details() | ({"device": did} if did else {})
         step, best = self.progress.step, self.progress.best_nats
         # Nats per token can only be compared over the same tokens; --eval-tokens may have changed.
         improved = best is None or self.progress.best_tokens != found.tokens or found.nats_per_token < best
@@ -351,10 +403,10 @@ class Trainer:
     def _finish(self) -> None:
         """Measure the whole validation split, and the trigram on the same tokens."""
         self.monitor.doing("evaluating all of the validation text")
-        self.steps.settle()
-        found, base = self.evaluations.whole()
+        found, base = self.evaluations.whole(self.steps.layers())
+        self._settle()
         counts = counts_record(self.device.backend)
-        gain = self.soc.gain() if self.soc else None
+        gain = self.soc.gain(self.steps.layers) if self.soc else None
         if self.progress.step < self.config.training.steps:
             self.monitor.say(f"step {self.progress.step}: stopped early; step {self.progress.best_step} was the best")
         looks, advised = self.evaluations.looks(), list(self._advice(found))

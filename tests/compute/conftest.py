@@ -16,13 +16,14 @@ sys.path.append(str(Path(__file__).parents[1] / "ops"))
 def recorder() -> Iterator[Any]:
     """A device with guard bands, poison and validation, which must have found nothing at the end.
 
-    lavapipe compiles kernels at their first run, which may take long on a busy machine.
+    lavapipe compiles kernels at their first run, which may take long on a busy machine. So that the
+    number of submissions doesn't depend on the load, a minute of work is submitted at once.
     """
     from vulkan_open import open_vulkan
 
     from ebmvk.engine.recording import Recorder
 
-    made = Recorder(open_vulkan(validate=True, guard=True, timeout_seconds=900.0))
+    made = Recorder(open_vulkan(validate=True, guard=True, timeout_seconds=900.0, slice_seconds=60.0))
     yield made
     assert made.backend._engine.damaged_guards() == ""
     assert made.backend._engine.take_messages() == []

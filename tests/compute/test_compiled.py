@@ -99,7 +99,7 @@ def test_planned_bytes_are_allocated_bytes(recorder: Recorder) -> None:
     program = momentum([(300, 50), (70,)])
     before = recorder.allocated
     compiled = Compiled(recorder, program)
-    planned, staging = compiled.nbytes, compiled._record.staging_bytes
+    planned, staging = compiled.nbytes, compiled._alone.recording.staging_bytes
     bands = 6 * 4096  # guard bands, and memory in units of pages
     assert planned <= recorder.allocated - before <= planned + staging + bands
     del compiled

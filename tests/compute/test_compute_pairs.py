@@ -73,6 +73,48 @@ def test_a_graph_of_pairs_has_the_digits_of_float64(name: str, rows: int) -> Non
         assert error <= CASES[name] * max(1.0, float(wanted.abs().max()))
 
 
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "columns": lambda x: x.T.contiguous().T,
+    "every second": lambda x: x.repeat(1, 2)[:, ::2],
+    "repeated": lambda x: x[:1].expand(4, -1),
+}
+RULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "copy": lambda x: x * 1,
+    "where": lambda x: torch.where(x > 3, x, x / 3),
+    "parts": lambda x: torch.cat([x.T, x.T])[:, 1:],
+    "type": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pairs_lie_in_memory_like_what_they_replace(rule: str, layout: str) -> None:
+    """What follows was traced with the strides of float64: a view of it is possible or not by them,
+    and as_strided counts elements in memory."""
+
+    def called(x: Tensor) -> list[Tensor]:
+        wide = RULES[rule](LAYOUTS[layout](x).double())
+        narrow = wide.float()
+        dense = min(narrow.stride()) == 1
+        every = (narrow.numel(),)
+        return [wide.flatten().float(), narrow.flatten()] + ([narrow.as_strided(every, (1,), 0)] if dense else [])
+
+    x = 3 + torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
+    captured = graph_of(called, [x])
+    assert not wide(captured.graph)
+    wanted = called(x)
+    for number, found in enumerate(captured.graph(x)):
+        torch.testing.assert_close(found, wanted[number], rtol=1e-7, atol=0)
+    if narrow_is_in_rows(wanted):
+        for number, array in enumerate(oracle.run(lower(captured), [x.numpy()], np.float32)):
+            torch.testing.assert_close(torch.as_tensor(array), wanted[number], rtol=1e-7, atol=0)
+
+
+def narrow_is_in_rows(results: list[Tensor]) -> bool:
+    """True if the elements in memory are in the order of rows: as_strided needs it on a device."""
+    return len(results) < 3 or torch.equal(results[1], results[2])
+
+
 def test_what_has_no_pairs_is_refused_by_name() -> None:
     def called(x: Tensor) -> list[Tensor]:
         return [torch.linalg.eigvalsh((x.T @ x).double()).float()]

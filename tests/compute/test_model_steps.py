@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -25,6 +25,7 @@ REST = [
 GATED = [*DEFAULT, Case("infinito")]
 CASES = [*DEFAULT, *(pytest.param(case, marks=pytest.mark.slow) for case in [*GATED, *REST] if case not in DEFAULT)]
 STEPS = 3
+FIFTY = 50
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +75,30 @@ def test_a_model_trains_as_in_torch(made: Made) -> None:
         assert relative(value, torch64[0][name]) <= limit, name
 
 
-def gradients_agree(made: Made, state: Any, oracle: Any, torch32: Any) -> None:
-    """Moments after a step from zeros are multiples of the gradients."""
+@pytest.mark.slow
+def test_gradients_agree_after_fifty_steps(made: Made, record_property: Callable[[str, Any], None]) -> None:
+    """From the weights that a model starts with, many of them zeros. torch takes the steps."""
+    parameters: Any = {name: value.detach() for name, value in made.net.named_parameters()}
+    state: Any = made.state
+    for number in range(FIFTY):
+        lr = torch.tensor(made.config.training.learning_rate)
+        scalars = {**made.scalars(number), "lr": lr}
+        parameters, state, _ = made.stepped(parameters, state, made.batch(number), scalars)
+    arguments = (parameters, made.state, made.batch(FIFTY), made.scalars(0))
+    made.compiled.start(parameters, made.state)
+    assert bool(made.compiled.run(*arguments[2:])["finite"])
+    of_torch = [in_torch(made, arguments, dtype)[1] for dtype in (torch.float64, torch.float32)]
+    gradients_agree(made, made.compiled.read()[1], *of_torch, note=record_property)
+
+
+def gradients_agree(
+    made: Made, state: Any, oracle: Any, torch32: Any, note: Callable[[str, Any], None] = lambda *_: None
+) -> None:
+    """Moments after a step from zeros are multiples of the gradients.
+
+    note: gets each gradient's error and that of torch's float32, relative to its norm or, if it is
+    below 1e-6 of the whole, to the whole.
+    """
     firsts = [name for name in state if name.endswith(("/exp_avg", "/momentum_buffer"))]
     whole = float(torch.stack([oracle[name].norm() for name in firsts]).norm())
     # PHI weighs rounding errors of the covariance by its inverse.
@@ -84,10 +107,13 @@ def gradients_agree(made: Made, state: Any, oracle: Any, torch32: Any) -> None:
         size = float(oracle[name].norm())
         assert float(state[name].norm()) > 0, f"{name}: a gradient of exactly 0 shows nothing"
         if size < 1e-6 * whole:
-            assert float((state[name].double() - oracle[name]).norm()) <= 1e-7 * whole, name
+            error = float((state[name].double() - oracle[name]).norm()) / whole
+            note(f"{name} of the whole", error)
+            assert error <= 1e-7, name
         else:
-            limit = max(least, 4 * relative(torch32[name], oracle[name]))
-            assert relative(state[name], oracle[name]) <= limit, name
+            error, of_torch = (relative(own[name], oracle[name]) for own in (state, torch32))
+            note(name, (error, of_torch))
+            assert error <= max(least, 4 * of_torch), name
 
 
 def test_nothing_changes_where_a_gradient_is_not_finite(made: Made) -> None:

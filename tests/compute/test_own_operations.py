@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from ebmvk.compute.capture import graph_of
 from ebmvk.compute.compiled import Compiled
 from ebmvk.compute.lower import lower
 from ebmvk.compute.step import compile_step
+from ebmvk.engine import library
+from ebmvk.engine.dropout import words_of
 from ebmvk.engine.recording import Recorder
 from ebmvk.model import grouped, integration, tiles
 from ebmvk.objective import cross_entropy
@@ -65,6 +68,54 @@ def test_cross_entropy_by_chunks_is_the_cross_entropy(
     graph = make_fx(lambda *tensors: compiled(*tensors, *rest), tracing_mode="fake")(*given)
     made = [node.meta["val"] for node in graph.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
     assert max(value.numel() for value in made) <= max(chunk * 31, 31 * 4)
+
+
+def examples(forward: Callable[..., Any]) -> dict[str, tuple[Any, ...]]:
+    """{operation: arguments}. Matrices have their columns one after the other in memory.
+
+    forward: of experts. Its results are the business of the gradient that belongs to it.
+    """
+    torch.manual_seed(1)
+    rows, x, grad = torch.randn(10, 4), torch.randn(9, 5), torch.randn(9, 3)
+    up, down, weights = torch.randn(4, 6, 5), torch.randn(4, 3, 6), torch.rand(2, 9)
+    chosen = routed(9, 2, 4, "any")
+    wide = covariance(16, 4)
+    halves, part = integration._halves(wide), integration._search(wide)[1]
+    slope = (torch.tensor(0.3, dtype=torch.float64), wide, part)
+    made = {
+        "dropout": (x, words_of(3, 1, 2), 5, 99),
+        "linear_cross_entropy": (rows, torch.randn(31, 4), torch.randn(31), torch.arange(10), None, torch.float32),
+        "experts": (x, weights, chosen, up, down),
+        "experts_backward": (grad, weights, up, down, *forward(x, weights, chosen, up, down)[1:]),
+        "least_information": (wide,),
+        "least_information_backward": slope,
+        "weakest_cut": halves,
+        "inverse": tuple(part.expand(2, 16, 16) for part in halves),
+    }
+    columns: Callable[[Any], Any] = lambda own: own.mT.contiguous().mT if own.dim() > 1 else own  # noqa: E731
+    return {
+        name: tuple(columns(own) if isinstance(own, Tensor) else own for own in arguments)
+        for name, arguments in made.items()
+    }
+
+
+def test_results_of_operations_lie_in_row_major_order() -> None:
+    """As their fakes say, or else a graph that was traced with fakes fails at its first view."""
+    ways: dict[Callable[..., Any], Callable[[Any], Callable[..., Any]]] = {
+        grouped.experts: lambda operation: operation,
+        grouped.reference: library.reference_of,
+        tiles.experts: lambda operation: library.APART.get(operation, operation),
+    }
+    for forward, way in ways.items():
+        every = examples(forward)
+        assert set(every) == set(library.REFERENCES)
+        for name, arguments in every.items():
+            operation = getattr(torch.ops.ebmvk, name).default
+            found = way(operation)(*arguments)
+            for part in found if isinstance(found, tuple) else (found,):
+                assert part.is_contiguous(), name
+            if forward is grouped.experts:
+                torch.library.opcheck(operation, arguments, test_utils="test_faketensor")
 
 
 def covariance(units: int, rank: int, seed: int = 0) -> Tensor:

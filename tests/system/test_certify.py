@@ -28,6 +28,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "MOST_STEPS", 200)
 
 
+@pytest.mark.slow
 def test_a_right_device_exits_with_0(ebmvk: Any, tmp_path: Path) -> None:
     said = ebmvk(
         "certify", "--device", "cpu", "--json", tmp_path / "figures" / "all.json", "--plots", tmp_path / "plots"

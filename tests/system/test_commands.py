@@ -413,6 +413,18 @@ def test_training_on_vulkan_dispatches_there(ebmvk: Command, tiny: Path, text: P
     assert "vulkan" in rows(run, "start")[0]["device"]
 
 
+def test_a_text_read_on_vulkan_has_the_figures_of_the_processor(ebmvk: Command, trained: Path) -> None:
+    if reason := _vulkan_missing():
+        pytest.skip(f"no Vulkan device: {reason}")
+    found = []
+    for where in ("vulkan", "cpu"):
+        said = ebmvk("evaluate", "--checkpoint", trained, "--device", where, "--limit", 30)
+        assert said.status == 0, said.err
+        assert ("the layers run there, too" in said.out) == (where == "vulkan")
+        found.append(float(said.out.split("nats per token")[1].split()[0]))
+    assert found[0] == pytest.approx(found[1], abs=2e-5)  # printed with five digits
+
+
 # ---- separators between texts --------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from vulkan_open import open_vulkan
 
-from ebmvk.compute.step import CompiledStep, compile_step
+from ebmvk.compute.function import CompiledFunction, compile_function
 from ebmvk.config.schema import Config, replace
 from ebmvk.data.datasets import resolve
 from ebmvk.data.tokenizer import Tokenizer
@@ -20,12 +20,15 @@ from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.engine.device import Device
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import BatchTooLarge, DeviceLost, NonFinite, OutOfMemory
+from ebmvk.model.reading import TorchLayers
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.runs.checkpoint import Checkpoint, load
 from ebmvk.runs.folder import new_model
-from ebmvk.training import device_steps
+from ebmvk.training import choosing, device_steps
+from ebmvk.training.device_programs import Programs, programs
 from ebmvk.training.device_steps import DeviceSteps
 from ebmvk.training.host_steps import HostSteps
+from ebmvk.training.step import Step
 from ebmvk.training.streams import Streams
 from ebmvk.training.trainer import Trainer
 
@@ -39,6 +42,16 @@ MODELS: dict[str, dict[str, Any]] = {
     # Two passes, Muon, dropout, and consolidation's sample.
     "plain": {"accumulation_steps": 2, "enable_soc": True, "soc_check_interval": 4, "dropout": 0.2},
     "tinygpt": {"optimizer": "adamw", "enable_soc": False, "dropout": 0.2, "context_local": 10, "context_medium": 10},
+    # float64 inside the step.
+    "infinito": {
+        "optimizer": "adamw",
+        "enable_soc": False,
+        "dropout": 0.2,
+        "memory_slots": 5,
+        "lambda_phi": 0.1,
+        "context_local": 10,
+        "context_medium": 10,
+    },
 }
 STEPS = 4
 WEIGHTS = 2e-5
@@ -58,21 +71,35 @@ def vulkan() -> Device:
 
 
 @pytest.fixture(autouse=True)
-def same_program(monkeypatch: pytest.MonkeyPatch, programs: dict[str, CompiledStep]) -> None:
-    """Trainers of one model share a program: to compile it takes most of the time."""
+def same_programs(
+    monkeypatch: pytest.MonkeyPatch, made: dict[object, Programs], functions: dict[object, CompiledFunction]
+) -> None:
+    """Trainers of one model share programs: to compile them takes most of the time."""
 
-    def shared(step: Any, *, device: Any, check: bool = True) -> CompiledStep:
-        steps = step.__self__
-        name = steps.config.model.model
-        if name not in programs:
-            programs[name] = compile_step(step, device=device, check=check)
-        return programs[name]
+    def shared(step: Step, backend: Any, *, passes: int, meet: Any = None, slots: Any = None) -> Programs:
+        key = (step.config.model.model, passes == 1)
+        if key not in made:
+            made[key] = programs(step, backend, passes=passes, meet=meet, slots=slots)
+        return made[key]
 
-    monkeypatch.setattr(device_steps, "compile_step", shared)
+    monkeypatch.setattr(device_steps, "programs", shared)
+
+    def shared_function(function: Any, *, of: Any) -> CompiledFunction:
+        key = (id(of), function.__name__)
+        if key not in functions:
+            functions[key] = compile_function(function, of=of)
+        return functions[key]
+
+    monkeypatch.setattr(device_steps, "compile_function", shared_function)
 
 
 @pytest.fixture(scope="module")
-def programs() -> Iterator[dict[str, CompiledStep]]:
+def functions() -> dict[object, CompiledFunction]:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[dict[object, Programs]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small matrices only wait for one another's threads
     yield {}
@@ -98,7 +125,7 @@ class Runs:
         folder.mkdir()
         config = config_of(model, device=device, **more)
         tokenizer, stream = self.text
-        where = self.vulkan if device == "vulkan" else Device(Reference(), torch.device("cpu"), "cpu")
+        where = self.vulkan if device in {"vulkan", "auto"} else Device(Reference(), torch.device("cpu"), "cpu")
         monitor = Monitor(folder, quiet=True, log_every=1, total=config.training.steps, done=found.step if found else 0)
         net = new_model(config, tokenizer, stream)
         made = Trainer(config, folder, net, tokenizer, Streams(stream, stream), where, monitor, lambda _: {})
@@ -135,7 +162,9 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-3))
 
 
-@pytest.mark.parametrize("model", ["plain", pytest.param("tinygpt", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "model", ["plain", *(pytest.param(model, marks=pytest.mark.slow) for model in ("tinygpt", "infinito"))]
+)
 def test_a_device_trains_as_the_processor_does(model: str, runs: Runs) -> None:
     """The same weights, moments, losses and evaluations; the device does it alone."""
     ours, cpu = runs.run(model, "vulkan"), runs.run(model, "cpu")
@@ -151,26 +180,43 @@ def test_a_device_trains_as_the_processor_does(model: str, runs: Runs) -> None:
         assert abs(own["loss"] - other["loss"]) <= NATS
         assert own["lr"] == other["lr"]
         did = own["device"]
-        assert (did["cpu_ops"], did["submissions"]) == (0, 1)
+        assert (did["cpu_ops"], did["waits"]) == (0, 1)
+        assert did["submissions"] >= 1  # more if the device is so slow that its work is cut
         tokens = 2 * 4 * ours.config.training.windows_per_step * 10  # of inputs and targets
         assert 0 < did["bytes_up"] + did["bytes_down"] <= tokens + 64 * 1024
+        assert did["bytes_down"] <= 512, "consolidation's sample stays on the device"
         assert did["dispatches"] > 0
         assert "device" not in other
     for event in ("eval", "end"):
         for own, other in zip(rows(ours, event), rows(cpu, event), strict=True):
             assert abs(own["validation"]["nats_per_token"] - other["validation"]["nats_per_token"]) <= NATS
+    for row in rows(ours, "eval"):  # 60 tokens, in batches of two windows; no weights are copied
+        did = row["device"]
+        assert did["cpu_ops"] == 0
+        assert did["submissions"] >= 3  # more if the device is so slow that its work is cut
+        assert 0 < did["bytes_up"] + did["bytes_down"] <= 3 * (3 * 4 * 2 * 10 + 3 * 256)
+    assert all("device" not in row for row in rows(cpu, "eval"))
     if ours.soc and cpu.soc:
         assert set(found.soc) == set(wanted.soc)
         mine, other = (run.soc.consolidation.store for run in (ours, cpu) if run.soc)
         assert (mine is None) == (other is None)
+        for name in ("history.states", "history.tokens", "history.energies", "history.steps"):
+            assert difference(found.soc[name], wanted.soc[name]) <= 1e-4, name  # as the weights
+        (check,) = rows(ours, "soc")
+        assert check["bytes_down"] == 4 * 4 * 40 * 17  # of 4 steps with 40 targets, d + 1 numbers each
 
 
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(runs: Runs) -> None:
     whole = runs.run("plain", "vulkan")
     part = runs.run("plain", "vulkan", stop=2)
     rest = runs.run("plain", "vulkan", saved(part, 2))
+    often = runs.trainer("plain", "vulkan")
+    assert isinstance(often.steps, DeviceSteps)
+    often.steps._slots = 1  # samples are read after each step
+    often.run()
     for name, value in tensors(saved(whole)).items():
         assert torch.equal(tensors(saved(rest))[name], value), name
+        assert torch.equal(tensors(saved(often))[name], value), name
 
 
 @pytest.mark.parametrize(("first", "then"), [("cpu", "vulkan"), ("vulkan", "cpu")])
@@ -183,6 +229,24 @@ def test_a_checkpoint_continues_on_another_device(first: str, then: str, runs: R
     for own, wanted in zip(rows(other, "step"), rows(same, "step"), strict=True):
         assert own["step"] == wanted["step"]
         assert abs(own["loss"] - wanted["loss"]) <= NATS
+
+
+def test_an_evaluation_reads_the_weights_on_the_device(runs: Runs) -> None:
+    """Before the first step, too; the host's are older. The text doesn't fill its last batch."""
+    trainer = runs.trainer("plain", "vulkan")
+    part = trainer.streams.validation.take(44)
+    how: Any = {"context": 10, "stride": 5}
+    for _ in range(2):
+        steps = trainer.steps
+        assert isinstance(steps, DeviceSteps)
+        found = torch.cat(list(steps.layers().log_p(part, **how)))
+        states = torch.cat([seen.h[0] for seen, _ in steps.layers().contexts(part, **how)])
+        steps.settle()
+        host = TorchLayers(trainer.model, torch.device("cpu"))
+        assert (found - torch.cat(list(host.log_p(part, **how)))).abs().max() <= NATS
+        assert (states - torch.cat([seen.h[0] for seen, _ in host.contexts(part, **how)])).abs().max() <= NATS
+        trainer.step()
+    assert steps._ahead
 
 
 def test_what_is_not_finite_changes_nothing_and_is_named(runs: Runs) -> None:
@@ -214,18 +278,17 @@ def test_a_batch_that_does_not_fit_is_an_error_that_names_one_that_does(
     assert isinstance(steps, DeviceSteps)
     tried = []
 
-    def none(given: Any, *_: Any) -> str:
-        windows = len(given["passes"][0].tokens)
-        tried.append(windows)
+    def none(given: Any, *_: Any) -> None:
+        windows = len(given[0]["pass"].tokens)
+        tried.append((windows, len(given)))
         if windows > 1:
             raise OutOfMemory("no room for 7 bytes", hint="-")
-        return "compiled"
 
     for name in ("run", "ready"):  # a step, then the batches that are tried
-        monkeypatch.setattr(steps._step, name, none)
+        monkeypatch.setattr(steps._programs, name, none)
     with pytest.raises(BatchTooLarge) as error:
         trainer.step()
-    assert tried == [2, 1]
+    assert tried == [(2, 2), (1, 4)]  # windows and passes
     assert "--batch-size 1 --accumulation-steps 4: a batch of 1 has just fitted" in error.value.hint
     assert "what was learned before is saved" in error.value.what
     assert error.value.why == "no room for 7 bytes"
@@ -245,9 +308,9 @@ def test_a_device_that_fails_costs_no_more_than_the_step(
     def fail(*_: Any) -> Any:
         raise DeviceLost("gone", hint="-")
 
-    monkeypatch.setattr(steps._step, "run", fail)
+    monkeypatch.setattr(steps._programs, "run", fail)
     if lost:
-        monkeypatch.setattr(steps._step, "read", fail)
+        monkeypatch.setattr(steps._programs, "read", fail)
     with pytest.raises(DeviceLost) as error:
         trainer.step()
     assert "--resume --run-dir" in error.value.hint
@@ -256,3 +319,50 @@ def test_a_device_that_fails_costs_no_more_than_the_step(
     else:
         assert "the run is saved as it was after step 3" in error.value.what
         assert saved(trainer, 3).step == 3
+
+
+def test_more_passes_need_no_more_programs(runs: Runs, made: dict[object, Programs]) -> None:
+    """The same windows as four passes of one window, after a step as two passes of two: the loss is
+    that of the processor, and only the program of the smaller pass is new."""
+    few, many = runs.trainer("plain", "vulkan"), {"batch_size": 1, "accumulation_steps": 4}
+    few.step()
+    chain = made["plain", False]._chain
+    assert chain is not None
+    count = {name: len(step.programs) for name, step in chain.steps.items()}
+    ours, cpu = runs.trainer("plain", "vulkan", **many), runs.trainer("plain", "cpu", **many)
+    for trainer in (ours, cpu):
+        trainer.step()
+    (own,), (wanted,), (before,) = rows(ours, "step"), rows(cpu, "step"), rows(few, "step")
+    assert abs(own["loss"] - wanted["loss"]) <= NATS
+    assert abs(own["loss"] - before["loss"]) <= NATS
+    assert {name: len(step.programs) for name, step in chain.steps.items()} == {**count, "pass": count["pass"] + 1}
+    assert own["device"]["waits"] == 1
+
+
+@pytest.mark.parametrize("faster", ["vulkan", "cpu"])
+def test_a_measured_choice_leaves_no_trace_in_the_run(faster: str, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here lavapipe counts as a device that `auto` takes. A run that was resumed has the same bits
+    as one that named the device."""
+    monkeypatch.setattr(choosing, "COMPILING", 0.0)
+    monkeypatch.setattr(choosing, "SHARE", 10.0)
+    real = choosing.timed
+
+    def timed(steps: Any, take: Any) -> float:
+        real(steps, take)
+        return 0.5 if (steps.where == "vulkan") == (faster == "vulkan") else 1.0
+
+    monkeypatch.setattr(choosing, "timed", timed)
+    found = saved(runs.run("plain", "cpu", stop=1), 1)
+    auto = runs.trainer("plain", "auto", found)
+    choice = auto.choose()
+    assert choice is not None
+    assert (choice.where, auto.steps.where) == (faster, faster)
+    auto.step()
+    auto.steps.settle()
+    ours = {**auto.model.state_dict(), **auto.steps.optimizer.state_dict()}
+    named = runs.trainer("plain", faster, found)
+    assert named.choose() is None
+    named.step()
+    named.steps.settle()
+    for name, value in {**named.model.state_dict(), **named.steps.optimizer.state_dict()}.items():
+        assert torch.equal(ours[name], value), name

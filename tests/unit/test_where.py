@@ -10,7 +10,7 @@ from train_support import job
 
 from ebmvk.config.models import MODELS
 from ebmvk.config.schema import Config, replace
-from ebmvk.config.where import MODELS_ON_DEVICE, needs_float32, why_on_host
+from ebmvk.config.where import needs_float32, why_on_host, why_read_on_host
 from ebmvk.engine.device import Device
 from ebmvk.engine.reference import Reference
 from ebmvk.ranks import ALONE
@@ -23,22 +23,28 @@ def asked(**values: Any) -> Config:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("device", ["vulkan", "vulkan:1"])
-def test_a_device_trains_the_models_of_the_table(model: str, device: str) -> None:
-    why = why_on_host(asked(model=model, device=device))
-    assert (why is None) == (model in MODELS_ON_DEVICE)
-    assert why is None or model in why
+def test_a_device_trains_every_model(model: str, device: str) -> None:
+    assert why_on_host(asked(model=model, device=device)) is None
 
 
 @pytest.mark.parametrize(
     ("values", "ranks", "said"),
     [
-        ({"device": "auto"}, 1, "--device vulkan"),
-        ({}, 2, "2 processes"),
+        ({"device": "auto"}, 2, "--device vulkan"),
+        ({"device": "auto", "deterministic": True}, 1, "--device vulkan"),
         ({"precision": "bfloat16"}, 1, "--precision float32"),
     ],
 )
 def test_what_keeps_layers_on_the_processor_is_said(values: dict[str, Any], ranks: int, said: str) -> None:
     assert said in (why_on_host(asked(**values), ranks) or "")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_device_reads_with_every_model(model: str) -> None:
+    """Whatever trained them."""
+    run = asked(model=model, device="cpu", precision="bfloat16")
+    assert why_read_on_host(run, "vulkan:1") is None
+    assert "--device vulkan" in (why_read_on_host(run, "auto") or "")
 
 
 def test_the_line_of_the_device_says_where_layers_are_trained() -> None:
@@ -47,7 +53,10 @@ def test_the_line_of_the_device_says_where_layers_are_trained() -> None:
     assert _where(device, asked(), ALONE) == "asked for"
     backend.name = "vulkan"
     assert "the layers train there" in _where(device, asked(), ALONE)
-    assert "the layers run on the CPU: the model infinito" in _where(device, asked(model="infinito"), ALONE)
+    assert device.told(None) == "asked for; the layers run there, too"
+    assert "whichever is faster" in _where(device, asked(device="auto"), ALONE)
+    said = _where(device, asked(precision="bfloat16"), ALONE)
+    assert "the layers run on the CPU: there is no bfloat16" in said
 
 
 @pytest.mark.parametrize("native", ["float32", "bfloat16"])
@@ -56,8 +65,7 @@ def test_precision_is_float32_by_default_where_a_device_trains(native: str, monk
     monkeypatch.setattr("ebmvk.config.sizes.fast_precision", lambda: native)
     usual = ("--size", "nano", "--dataset", "builtin", "--device")
     assert job(*usual, "vulkan", "--model", "tinygpt").config.training.precision == "float32"
-    for kept in (("vulkan", "--model", "infinito"), ("cpu", "--model", "tinygpt")):
-        assert job(*usual, *kept).config.training.precision == native
+    assert job(*usual, "cpu", "--model", "tinygpt").config.training.precision == native
     flagged = job(*usual, "vulkan", "--model", "tinygpt", "--precision", "bfloat16").config
     assert flagged.training.precision == "bfloat16"
     assert needs_float32(flagged)

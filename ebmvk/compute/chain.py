@@ -1,0 +1,209 @@
+"""Steps that share what they keep and run one after another with one wait: passes over parts of a
+batch, and then the update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ebmvk.compute.compiled import Compiled as OnDevice
+from ebmvk.compute.rewrite import Limits
+from ebmvk.compute.sequence import Sequence as InSequence
+from ebmvk.compute.step import (
+    Array,
+    Backend,
+    Compiled,
+    CompiledStep,
+    Operations,
+    Runner,
+    TrainingStep,
+    Tree,
+    kept_arrays,
+    opened,
+)
+from ebmvk.engine.recording import Ran
+from ebmvk.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Link:
+    """One of the steps of a chain. keeps: the entries of the state that it is given and returns."""
+
+    step: TrainingStep
+    keeps: Collection[str]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A run of a step. step: its name in the chain."""
+
+    step: str
+    batch: Tree
+    scalars: Tree
+
+
+class Chain:
+    """Compiled steps over the same parameters and state.
+
+    Each step is a function (parameters, part of the state, batch, scalars) -> (parameters, part of
+    the state, record); what it doesn't change it returns as it is. A step that is called several
+    times in a run is compiled once.
+
+    Args:
+        links: by name. Arguments find their places on the device in this order: a step that
+            updates many of them together comes before those that only read them.
+        backend, device, check, limits: see `compile_step`.
+
+    Attributes:
+        ran: what the last run did on the device; None in numpy. cpu_ops: torch's operations on the
+            host between its submission and its end.
+    """
+
+    def __init__(
+        self, links: Mapping[str, Link], *, backend: Backend = "vulkan", device: Any = None, check: bool = True,
+        limits: Limits | None = None,
+    ) -> None:  # fmt: skip
+        device = opened(device) if backend == "vulkan" else None
+        self.backend, self.device, self.recorder, self.limits = backend, device, device, limits
+        self._keeps = {name: set(link.keeps) for name, link in links.items()}
+        self.steps = {name: CompiledStep(link.step, backend, device, check, limits) for name, link in links.items()}
+        runners: list[Runner] = []
+        for step in self.steps.values():
+            step.chained = runners
+        self.ran: Ran | None = None
+        self.cpu_ops = 0
+        self._kept: tuple[Tree, dict[str, Tree]] | None = None
+        self._fresh = True
+        self._sequences: dict[tuple[object, ...], InSequence] = {}
+
+    def start(self, parameters: Tree, state: Mapping[str, Tree]) -> None:
+        """Parameters and state for the next `run`."""
+        self._kept, self._fresh = (parameters, dict(state)), True
+        for name, step in self.steps.items():
+            step.start(parameters, {key: own for key, own in state.items() if key in self._keeps[name]})
+
+    def prepare(self, calls: Sequence[Call], making: Callable[[], None] = lambda: None) -> list[Compiled]:
+        """The programs of some calls, with parameters and state in place. The first time, prepare
+        everything that later runs will call.
+
+        making: called first if a program doesn't exist yet, since making it takes a while.
+
+        Raises as `compile_step`, and OutOfMemory.
+        """
+        return [compiled for compiled, _ in self._found(calls, making)]
+
+    def ready(
+        self, calls: Sequence[Call], making: Callable[[], None] = lambda: None, *,
+        given: Sequence[str] = (), taken: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """Make everything that `run` needs. given, taken: as for `run`. Raises as `prepare`."""
+        programs = self.prepare(calls, making)
+        if isinstance(programs[0].runner, OnDevice):
+            self._sequence(programs, tuple(given), tuple(taken))
+
+    def run(
+        self, calls: Sequence[Call], making: Callable[[], None] = lambda: None, *,
+        given: Mapping[str, torch.Tensor] | None = None, taken: Sequence[str] = (),
+    ) -> tuple[list[Tree], dict[str, torch.Tensor]]:  # fmt: skip
+        """Run steps one after another, with one wait.
+
+        Args:
+            given: values of some kept arguments, by names such as "state['x']", set before.
+            taken: names of kept arguments to bring to the host after.
+
+        Returns:
+            The record of each call, and the arguments taken.
+        """
+        found = self._found(calls, making)
+        programs = [compiled for compiled, _ in found]
+        arrays = {name: value.numpy() for name, value in (given or {}).items()}
+        with Operations() as operations:
+            outputs, brought = self._run(programs, [fed for _, fed in found], arrays, taken)
+        self.cpu_ops = operations.count
+        records = [compiled.recorded(own) for compiled, own in zip(programs, outputs, strict=True)]
+        return records, {name: torch.from_numpy(array) for name, array in brought.items()}
+
+    def read(self, keys: Collection[str] | None = None) -> tuple[Tree, dict[str, Tree]]:
+        """Parameters and state as they are now, on the host; of the state only some entries, if
+        `keys` says which."""
+        if self._kept is None:
+            raise ArgumentError("the steps have no parameters yet", hint="Call start(parameters, state) first.")
+        parameters, state = self._kept[0], {k: v for k, v in self._kept[1].items() if keys is None or k in keys}
+        programs = self._programs()
+        if self._fresh or not programs:
+            return parameters, state
+        arrays = programs[0].runner.read(list(kept_arrays(parameters, state)))
+        leaves, spec = pytree.tree_flatten((parameters, state))
+        values = [torch.from_numpy(own).to(leaf.dtype) for own, leaf in zip(arrays.values(), leaves, strict=True)]
+        read: tuple[Tree, dict[str, Tree]] = pytree.tree_unflatten(values, spec)
+        return read
+
+    def lent(self) -> tuple[Tree, Runner]:
+        """Parameters and a program that holds them, as `CompiledStep.lent`.
+
+        Raises ArgumentError if nothing is prepared yet.
+        """
+        programs = self._programs()
+        if self._kept is None or not programs:
+            raise ArgumentError(
+                "the steps have no programs yet, whose parameters could be shared",
+                hint="Call start(parameters, state), then prepare(calls).",
+            )
+        self._write(programs[0].runner)
+        return self._kept[0], programs[0].runner
+
+    def _write(self, runner: Runner) -> None:
+        """Write what `start` gave, unless that has happened."""
+        if self._fresh and self._kept is not None:
+            runner.write(kept_arrays(*self._kept))
+            self._fresh = False
+
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """Planned bytes on the device: kept, arena, and rest."""
+        runners = [made.runner for made in self._programs() if isinstance(made.runner, OnDevice)]
+        memories = {entry.memory for runner in runners for entry in runner.state.entries.values()}
+        sizes = [runner.plan.nbytes for runner in runners]
+        return {
+            "kept": sum(memory.nbytes for memory in memories),
+            "arena": max((runner.arena.nbytes for runner in runners), default=0),
+            "rest": sum(own[region] for own in sizes for region in ("fed", "constants", "results")),
+        }
+
+    def _programs(self) -> list[Compiled]:
+        return [made for step in self.steps.values() for made in step.programs.values()]
+
+    def _found(self, calls: Sequence[Call], making: Callable[[], None]) -> list[tuple[Compiled, dict[int, Array]]]:
+        if self._kept is None:
+            raise ArgumentError("the steps have no parameters yet", hint="Call start(parameters, state) before run.")
+        order = list(self.steps)
+        found = {}
+        for at in sorted(range(len(calls)), key=lambda at: order.index(calls[at].step)):
+            call = calls[at]
+            found[at] = self.steps[call.step].found(call.batch, call.scalars, making)
+        programs = [found[at][0] for at in range(len(calls))]
+        self._write(programs[0].runner)
+        return [found[at] for at in range(len(calls))]
+
+    def _run(
+        self, programs: Sequence[Compiled], fed: Sequence[dict[int, Array]], given: Mapping[str, Array],
+        taken: Sequence[str],
+    ) -> tuple[list[dict[int, Array]], dict[str, Array]]:  # fmt: skip
+        if not isinstance(programs[0].runner, OnDevice):
+            programs[0].runner.write(given)
+            outputs = [compiled.runner.run(own).outputs for compiled, own in zip(programs, fed, strict=True)]
+            return outputs, programs[0].runner.read(taken)
+        sequence = self._sequence(programs, tuple(given), tuple(taken))
+        results, brought, self.ran = sequence.run(fed, given)
+        return results, brought
+
+    def _sequence(self, programs: Sequence[Compiled], given: tuple[str, ...], taken: tuple[str, ...]) -> InSequence:
+        key = (*map(id, programs), given, taken)
+        if key not in self._sequences:
+            runners = [made.runner for made in programs if isinstance(made.runner, OnDevice)]
+            self._sequences[key] = InSequence(runners, given, taken)
+        return self._sequences[key]

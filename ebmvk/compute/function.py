@@ -1,0 +1,162 @@
+"""Functions of torch, compiled: forward passes, on parameters of their own or of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ebmvk.compute.capture import capture
+from ebmvk.compute.fuse import fuse
+from ebmvk.compute.lower import lower
+from ebmvk.compute.rewrite import Limits
+from ebmvk.compute.step import (
+    Backend,
+    Compiled,
+    Layout,
+    Operations,
+    Runner,
+    Tree,
+    Wanted,
+    array_of,
+    place,
+    runner_of,
+)
+from ebmvk.engine.recording import Ran, Recorder
+from ebmvk.errors import ArgumentError
+
+Function = Callable[[Tree, Tree], Tree]
+"""(parameters, inputs) -> results."""
+PARTS = ("parameters", "inputs")
+
+
+class Lender(Wanted, Protocol):
+    """An owner of parameters on a device that functions may read, such as a training step."""
+
+    def lent(self) -> tuple[Tree, Runner]:
+        """See `CompiledStep.lent`."""
+        ...
+
+
+@dataclass
+class CompiledFunction:
+    """A function that runs as planned programs, one for each set of shapes.
+
+    Call it as the function itself: (parameters, inputs) -> results. To keep the parameters on the
+    device between calls, use `start` and `run`; with `of`, `run` alone.
+
+    ran: what the last run did on the device; None in numpy. cpu_ops: torch's operations on the host
+    between its submission and its end.
+    """
+
+    function: Function
+    of: Lender | None = None
+    backend: Backend = "vulkan"
+    device: Any = None
+    check: bool = True
+    limits: Limits | None = None
+    programs: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
+    recorder: Recorder | None = None
+    ran: Ran | None = None
+    cpu_ops: int = 0
+    _kept: Tree | None = None
+    _fresh: bool = True
+
+    def __call__(self, parameters: Tree, inputs: Tree) -> Tree:
+        self.start(parameters)
+        return self.run(inputs)
+
+    def start(self, parameters: Tree) -> None:
+        """Parameters for the next `run`.
+
+        Raises ArgumentError if they are a training step's.
+        """
+        if self.of is not None:
+            raise ArgumentError("the parameters are those of a training step", hint="Call run(inputs).")
+        self._kept, self._fresh = parameters, True
+
+    def run(self, inputs: Tree, making: Callable[[], None] = lambda: None) -> Tree:
+        """The results for some inputs.
+
+        making: called first if a program has to be made for their shapes, which takes a while.
+        """
+        compiled, leaves = self._ready(inputs, making)
+        fed = {position: array_of(leaves[position]) for position in range(compiled.layout.kept, len(leaves))}
+        with Operations() as operations:
+            result = compiled.runner.run(fed)
+        self.cpu_ops, self.ran = operations.count, getattr(result, "ran", None)
+        return compiled.recorded(result.outputs)
+
+    def ready(self, inputs: Tree, making: Callable[[], None] = lambda: None) -> Compiled:
+        """The program that `run` would run, with its parameters in place. making: as for `run`."""
+        return self._ready(inputs, making)[0]
+
+    def _ready(self, inputs: Tree, making: Callable[[], None]) -> tuple[Compiled, list[torch.Tensor]]:
+        parameters, like = self._parameters()
+        layout, leaves = Layout.of((parameters, inputs), PARTS)
+        compiled = self.programs.get(layout.key)
+        if compiled is None:
+            making()
+            compiled = self.programs[layout.key] = self._make(layout, leaves, like)
+        if self.of is None and self._fresh:
+            names = layout.names[: layout.kept]
+            compiled.runner.write(dict(zip(names, map(array_of, leaves), strict=False)))
+            self._fresh = False
+        return compiled, leaves
+
+    def _parameters(self) -> tuple[Tree, Runner | None]:
+        """The parameters, and a program that has them on the device."""
+        if self.of is not None:
+            return self.of.lent()
+        if self._kept is None:
+            raise ArgumentError("the function has no parameters yet", hint="Call start(parameters) before run.")
+        return self._kept, next(iter(self.programs.values())).runner if self.programs else None
+
+    def _make(self, layout: Layout, leaves: list[torch.Tensor], like: Runner | None) -> Compiled:
+        seen: dict[str, Any] = {}
+
+        def called(*values: torch.Tensor) -> Sequence[torch.Tensor]:
+            found = self.function(*pytree.tree_unflatten(list(values), layout.spec))
+            results, spec = pytree.tree_flatten(found)
+            for result in results:
+                if not isinstance(result, torch.Tensor):
+                    raise ArgumentError(f"the function returns {result!r}, not a tensor", hint="Return tensors only.")
+            seen["spec"], seen["dtypes"] = spec, [result.dtype for result in results]
+            return results
+
+        captured = capture(called, leaves, layout.names, others=None if self.check else [], spare=layout.kept)
+        recorder, limits = place(self.of or self)
+        program = fuse(lower(captured), limits)
+        results = list(range(len(seen["dtypes"])))
+        fed = range(layout.kept, len(leaves))
+        runner = runner_of(recorder, program, layout.names, fed, results, like, alone=True)
+        return Compiled(layout, captured, program, seen["spec"], results, seen["dtypes"], runner)
+
+
+def compile_function(
+    function: Function, *, of: Lender | None = None, backend: Backend = "vulkan", device: Any = None,
+    check: bool = True, limits: Limits | None = None,
+) -> CompiledFunction:  # fmt: skip
+    """A function of torch as planned programs for a device: a forward pass, without an update.
+
+    The function is a pure one of trees of tensors: (parameters, inputs) -> results.
+    It needn't use every parameter, but every input. Parameters stay on the device; inputs go there
+    and results come back at each run.
+
+    Args:
+        function: the function.
+        of: a training step. The function reads the parameters that the step has on the device, as
+            they are after its last run: nothing is copied. The step needs a program first: run it,
+            or call its `ready`. The device is that of the step.
+        backend, device, check, limits: as for `compile_step`; without effect beside `of`, except
+            `check`.
+
+    Raises:
+        ArgumentError: at the first call, for arguments or results that aren't tensors, and for
+            inputs that nothing uses.
+        UnsupportedOperation: at the first call; names the operation and the line of the function.
+    """
+    return CompiledFunction(function, of, backend, device, check, limits)
