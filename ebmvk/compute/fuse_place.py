@@ -375,8 +375,8 @@ def _ids(program: Program) -> set[int]:
 
 
 def _bases(members: Sequence[_Update], offsets: Sequence[int], total: int) -> list[int] | None:
-    """Where each role's block begins in the argument that it is a part of, 0 if it is none. None if
-    the members' parts don't lie there as in a block."""
+    """Where each role's block begins in the argument that it is a part of; 0 if it isn't part of an
+    argument. None if the members' parts don't lie there as in a block."""
     bases = []
     for role, tensor in enumerate(members[0].fixed):
         found = {member.roles[role].offset - offset for member, offset in zip(members, offsets, strict=True)}

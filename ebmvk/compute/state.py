@@ -42,7 +42,7 @@ class Arena:
         self.nbytes = 0
 
     def reserve(self, nbytes: int) -> None:
-        """Announces a program that needs so many bytes."""
+        """Announces a program that needs `nbytes` bytes."""
         self.nbytes = max(self.nbytes, nbytes)
 
     def memory(self, what: str) -> Memory:

@@ -28,7 +28,7 @@ def repetition_rate(prompt: Sequence[int], tokens: Sequence[int], n: int = GRAM,
 def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
     """The number of different n-grams in all texts, divided by the number of n-grams.
 
-    Li et al. 2016. The result is 0 if there are no n-grams.
+    Li et al. 2016. The result is 0 without n-grams.
     """
     grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0

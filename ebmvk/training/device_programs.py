@@ -215,7 +215,7 @@ class Split(Programs):
 
 
 def _put(state: Tensors, record: Tensors, scalars: Tensors) -> Tensors:
-    """The slots with the record's sample, which leaves the record; nothing if there are none."""
+    """The slots with the record's sample, which leaves the record; empty without slots."""
     return {SEEN: put(state[SEEN], record.pop("sample"), scalars["slot"])} if SEEN in state else {}
 
 

@@ -38,7 +38,7 @@ def never() -> Any:
 
 @pytest.mark.parametrize(("cpu", "vulkan", "where"), [(1.0, 0.4, "vulkan"), (1.0, 1.7, "cpu"), (1.0, 1.0, "cpu")])
 def test_the_faster_one_trains(cpu: float, vulkan: float, where: str) -> None:
-    """Equals stay on the CPU. Both figures are said and kept."""
+    """If both take as long, the CPU trains. The choice names both times and keeps them."""
     host, device = Fake(cpu), Fake(vulkan)
     found = chosen(lambda: host, lambda: device, lambda _: None, LONG)  # type: ignore[arg-type, return-value]
     assert (found.where, found.cpu, found.vulkan) == (where, cpu, vulkan)
