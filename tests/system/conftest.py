@@ -177,6 +177,13 @@ def ebmvk(capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
 
 
 @pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without pictures, for modules that don't look at them: drawing them takes as long as
+    a tiny run."""
+    monkeypatch.setattr("ebmvk.report.page.draw", lambda *_: "")
+
+
+@pytest.fixture
 def train(ebmvk: Command, tiny: Path, text: Path, device: str) -> Command:
     """Train the tiny model on the made-up text into a run folder: train(folder, "--steps", 3); must
     succeed."""

@@ -30,6 +30,8 @@ from ebmvk.training import optim
 from .conftest import Command
 from .damage import CATALOGUE
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SPLATS = ("--soc-check-interval", 2, "--soc-history", 400, "--soc-threshold", 0.01)
 
 

@@ -18,6 +18,8 @@ from ebmvk.training.optim import lr_at
 from .conftest import Command, Said, made_up_text, rows
 from .damage import edit
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 PLAIN = ("--model", "plain", "--no-enable-soc", "--sample-tokens", 0)
 # Nothing is learned: the first evaluation stays the best one.
 STILL = (*PLAIN, "--lr", 1e-12, "--save-every", 1)

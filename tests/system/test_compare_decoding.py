@@ -16,6 +16,8 @@ from ebmvk.runs.folder import open_run
 
 from .conftest import Command
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SMALL = ("--prompts", 6, "--prompt-tokens", 4, "--max-tokens", 8)
 
 

@@ -21,6 +21,8 @@ from ebmvk.runs.metrics import read_history
 
 from .conftest import Command, Said, made_up_text
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
 

@@ -36,6 +36,8 @@ from ebmvk.training import follower, passes
 from .conftest import Command, launched, rows
 from .test_resume import SPLATS
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 FLAGS = ("--precision", "float32", "--dropout", 0, "--sample-tokens", 0, "--quiet", "--deterministic")
 # Sums in another order differ in the last bits of float32; eight steps of rate 4e-3 make at most
 # this of it. Rows of tokens whose gradients nearly cancel are moved by AdamW as far as others.

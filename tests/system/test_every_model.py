@@ -16,6 +16,8 @@ from ebmvk.training import evaluations, passes
 
 from .conftest import Command, rows
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 BARE = ("--no-enable-soc", "--sample-tokens", 0, "--quiet")
 
 

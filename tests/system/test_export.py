@@ -24,6 +24,8 @@ from ebmvk.runs.hub import read
 
 from .conftest import Command, rows
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def _write(run: OpenRun, to: Path) -> list[Path]:
     return write(run, to, model_card(run))

@@ -32,6 +32,8 @@ from ebmvk.training import passes
 from .conftest import Command, Said, rows
 from .damage import edit
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def _is_typed(said: Said, *words: str) -> None:
     """Exit status 2; what happened and what to try, in at most three lines; no traceback."""

@@ -33,6 +33,8 @@ from .conftest import made_up_text
 from .damage import forge
 from .test_checkpoints import SPLATS, go_on
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 FEW, MANY = int(os.environ.get("EBMVK_FUZZ", "40")), 25_000
 LONGEST = 20  # seconds for one file
 NUMBERS = (

@@ -11,6 +11,8 @@ import pytest
 from .conftest import Command, rows
 from .damage import edit
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SHORT = ("--steps", 4, "--no-enable-soc", "--sample-tokens", 0, "--quiet")
 WINDOWS, BATCHES, PADDING = "mean over 2 accumulated", "for each accumulated batch", "padding after short documents"
 PHI, BYTES, CUT, INSIDE, TWO = (

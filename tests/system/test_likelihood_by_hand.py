@@ -17,6 +17,8 @@ from ebmvk.runs.folder import OpenRun, open_run
 
 from .conftest import Command, made_up_text
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 MODELS = ("ebm", "plain", "tinygpt", "minillm", "infinito")
 SHORT = 40  # tokens of validation that are scored
 WINDOWS = [(16, 16), (16, 8), (7, 3), (5, 1), (100, 50)]  # the last one is longer than the text

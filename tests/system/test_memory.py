@@ -37,6 +37,8 @@ from ebmvk.sphere.vmf import log_c_ratio
 
 from .conftest import Command, launched
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 Floats = npt.NDArray[np.float64]
 
 

@@ -21,6 +21,8 @@ from ebmvk.sweeps.planned import PlannedRun
 
 from .conftest import Command, made_up_text
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 QUICK = ("--steps", 2, "--sample-tokens", 0, "--eval-tokens", 40, "--model", "plain", "--no-enable-soc", "--quiet")
 
 

@@ -25,6 +25,8 @@ from ebmvk.model.build import build_model
 from ebmvk.model.language import LanguageModel
 from ebmvk.splats.recall import FEATURES
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 VOCABULARY, TOKENS = 50_258, 1500  # all of the text's logits: 302 MB
 PROCESSES = 10
 MOST = 100e6  # bytes beyond what the model takes: two pieces of logits are 34 MB

@@ -14,6 +14,8 @@ from ebmvk.training import passes, rehearsal, trainer
 
 from .conftest import Command, rows
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture
 def dry(ebmvk: Command, tiny: Path, text: Path, tmp_path: Path, device: str) -> Command:

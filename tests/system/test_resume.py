@@ -23,6 +23,8 @@ from ebmvk.training import passes, trainer
 from .conftest import Command, made_up_text, rows
 from .damage import edit
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 EVALUATE_NEVER = ("--eval-every", 100000, "--sample-tokens", 0)
 STEADY = ("--deterministic", "--quiet", "--sample-tokens", 0)
 

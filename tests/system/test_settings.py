@@ -14,6 +14,8 @@ from ebmvk.config.toml import sources_in
 
 from .conftest import Command, rows
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.mark.parametrize(
     "flags",

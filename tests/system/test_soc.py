@@ -14,6 +14,8 @@ from ebmvk.runs.layout import MEMORY_FILE
 
 from .conftest import Command, rows
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SPLATS = (
     "--soc-check-interval", 2, "--curriculum-target-splats", 40, "--n-splats-init", 20, "--max-splats", 60,
     "--soc-history", 400, "--soc-threshold", 0.01,

@@ -16,6 +16,8 @@ from ebmvk.runs.folder import open_run
 
 from .conftest import Command, rows
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SHORT = ("--steps", 4, "--sample-tokens", 0, "--quiet")
 
 

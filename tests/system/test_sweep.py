@@ -27,6 +27,8 @@ from ebmvk.sweeps.search import flags_of
 from .conftest import Command
 from .conftest import rows as rows_of
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def row(nats: float, train_ppl: float = 20.0) -> dict[str, Any]:
     long = {"validation_tokens": 10_000}
