@@ -302,7 +302,7 @@ def _parts(program: Program, members: list[_Update], limits: Limits) -> list[lis
     parts: list[list[_Update]] = [[]]
     total = 0
     for member in members:
-        size = _padded(math.prod(member.loop.shape))
+        size = padded(math.prod(member.loop.shape))
         if parts[-1] and total + size > limits.block:
             parts.append([])
             total = 0
@@ -311,7 +311,8 @@ def _parts(program: Program, members: list[_Update], limits: Limits) -> list[lis
     return parts
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """The number of words that a member of a block takes."""
     return -(-size // ALIGNED) * ALIGNED
 
 
@@ -321,7 +322,7 @@ def _packed(program: Program, members: list[_Update]) -> Program:
         return program
     offsets = [0]
     for member in members:
-        offsets.append(offsets[-1] + _padded(math.prod(member.loop.shape)))
+        offsets.append(offsets[-1] + padded(math.prod(member.loop.shape)))
     total = offsets.pop()
     bases = _bases(members, offsets, total)
     if bases is None:

@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from ebmvk.compute.capture import without_caches
-from ebmvk.compute.fuse_place import ALIGNED
+from ebmvk.compute.fuse_place import padded
 from ebmvk.objective.batch import Batch
 from ebmvk.training.step import Step
 from ebmvk.training.update import Rule, Tensors
@@ -67,17 +67,13 @@ def layout(
     flats: list[list[str]] = [[]]
     total = 0
     for name in (name for group in alike.values() for name in group):
-        size = _padded(parameters[name])
+        size = padded(parameters[name].numel())
         if flats[-1] and total + size > most:
             flats.append([])
             total = 0
         flats[-1].append(name)
         total += size
     return flats
-
-
-def _padded(tensor: Tensor) -> int:
-    return -(-tensor.numel() // ALIGNED) * ALIGNED
 
 
 class Parts:
@@ -101,7 +97,7 @@ class Parts:
     def empty(self) -> Kept:
         """The tensors that are kept, before the first pass."""
         kept: Kept = {
-            "gradients": [torch.zeros(sum(_padded(self._shapes[name]) for name in flat)) for flat in self.flats],
+            "gradients": [torch.zeros(sum(padded(self._shapes[name].numel()) for name in flat)) for flat in self.flats],
             "losses": torch.zeros(1 + len(self.outline.parts)),
         }
         if self.outline.sums:
@@ -165,7 +161,7 @@ class Parts:
         for name in names:
             own = gradients[name].reshape(-1)
             pieces.append(own)
-            if rest := _padded(own) - len(own):
+            if rest := padded(len(own)) - len(own):
                 pieces.append(own.new_zeros(rest))
         return torch.cat(pieces)
 
@@ -174,7 +170,7 @@ class Parts:
         for name in names:
             like = self._shapes[name]
             found.append((name, flat[start : start + math.prod(like.shape)].view(like.shape)))
-            start += _padded(like)
+            start += padded(like.numel())
         return found
 
 

@@ -24,6 +24,8 @@ import pytest
 import torch
 
 from bench.changes import start
+from ebmvk.engine import vulkan_devices
+from ebmvk.errors import DeviceError
 
 TINY = """
 [data]
@@ -174,6 +176,15 @@ def ebmvk(capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
     yield call
     if torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(False)
+
+
+def need_vulkan() -> None:
+    """Skip the test, with the reason, without a usable Vulkan device. Opens no device, so that the
+    test may fork."""
+    try:
+        vulkan_devices.choose(None)
+    except DeviceError as error:
+        pytest.skip(str(error).splitlines()[0])
 
 
 @pytest.fixture

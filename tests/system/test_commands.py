@@ -22,11 +22,10 @@ from ebmvk.cli import app, commands
 from ebmvk.config import flags
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import encode_split
-from ebmvk.errors import DeviceError
 from ebmvk.runs.folder import open_run
 from ebmvk.sampling.registry import SAMPLERS
 
-from .conftest import Command, Page, rows
+from .conftest import Command, Page, need_vulkan, rows
 
 _FLAGS = {
     "train": """
@@ -391,20 +390,8 @@ def test_builtin_text_can_be_trained_evaluated_and_continued(ebmvk: Command, tmp
     assert ebmvk("generate", "--checkpoint", run, "--max-tokens", 2, "--device", device).status == 0
 
 
-def _vulkan_missing() -> str | None:
-    """Why there is no Vulkan here, or None."""
-    from ebmvk.engine import select
-
-    try:
-        select("vulkan")
-    except DeviceError as error:
-        return str(error).splitlines()[0]
-    return None
-
-
 def test_training_on_vulkan_dispatches_there(ebmvk: Command, tiny: Path, text: Path, tmp_path: Path) -> None:
-    if reason := _vulkan_missing():
-        pytest.skip(f"no Vulkan device: {reason}")
+    need_vulkan()
     run = tmp_path / "run"
     said = ebmvk("train", "--device", "vulkan", "--config", tiny, "--dataset", text, "--run-dir", run, "--steps", 2)
     assert said.status == 0, said.err
@@ -414,8 +401,7 @@ def test_training_on_vulkan_dispatches_there(ebmvk: Command, tiny: Path, text: P
 
 
 def test_a_text_read_on_vulkan_has_the_figures_of_the_processor(ebmvk: Command, trained: Path) -> None:
-    if reason := _vulkan_missing():
-        pytest.skip(f"no Vulkan device: {reason}")
+    need_vulkan()
     found = []
     for where in ("vulkan", "cpu"):
         said = ebmvk("evaluate", "--checkpoint", trained, "--device", where, "--limit", 30)

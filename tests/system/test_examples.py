@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ebmvk.engine.vulkan_devices import devices
-from ebmvk.errors import DeviceError
+from .conftest import need_vulkan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CLOSE = 1e-5  # nats: float32, in another order of sums
@@ -25,15 +24,6 @@ def example(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def vulkan() -> None:
-    try:
-        found = devices()
-    except DeviceError as error:
-        pytest.skip(str(error))
-    if not found:
-        pytest.skip("no Vulkan device; lavapipe will do: apt install mesa-vulkan-drivers")
 
 
 def random_gpt2(folder: Path, text: str) -> Any:
@@ -74,7 +64,7 @@ def test_finetune_gpt2_saves_a_folder_that_transformers_loads(tmp_path: Path) ->
     assert old.keys() == new.keys()
     assert not torch.equal(old["transformer.wte.weight"], new["transformer.wte.weight"])
     assert torch.equal(new["transformer.wte.weight"], new["lm_head.weight"])
-    vulkan()
+    need_vulkan()
     found = module.main([*arguments, str(tmp_path / "on-vulkan"), "--device", "vulkan", *options])
     assert found == pytest.approx(expected, abs=CLOSE)
     device = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "on-vulkan").state_dict()
@@ -90,5 +80,5 @@ def test_nanogpt_trains_on_the_documentation_of_python(capsys: pytest.CaptureFix
     expected = module.main(["--device", "cpu", "--write", "5", *options])
     assert expected[0] == pytest.approx(4.6, abs=0.2)  # about 100 characters, all of them as likely
     assert "loss" in capsys.readouterr().out
-    vulkan()
+    need_vulkan()
     assert module.main(["--device", "vulkan", "--write", "0", *options]) == pytest.approx(expected, abs=CLOSE)

@@ -16,11 +16,9 @@ from safetensors.torch import load_file
 
 from ebmvk.cli import train as training
 from ebmvk.engine.select import choose
-from ebmvk.engine.vulkan_devices import devices
-from ebmvk.errors import DeviceError
 from ebmvk.training.device_steps import DeviceSteps
 
-from .conftest import launched, rows
+from .conftest import launched, need_vulkan, rows
 from .test_resume import SPLATS
 
 SMALL = (
@@ -35,12 +33,7 @@ process on a device."""
 @pytest.fixture
 def begun(tiny: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
     """Flags of a new run."""
-    try:
-        found = devices()
-    except DeviceError as error:
-        pytest.skip(str(error))
-    if not found:
-        pytest.skip("no Vulkan device")
+    need_vulkan()
     monkeypatch.setattr("ebmvk.report.run_page.write_report", lambda *_: None)
     return ("--config", tiny, "--dataset", text, *SMALL)
 
