@@ -40,14 +40,14 @@ def why_on_host(config: Config, ranks: int = 1) -> str | None:
 
 
 def why_read_on_host(config: Config, device: str) -> str | None:
-    """Why the layers of a finished run read a text on the CPU, with the engine on Vulkan; None if
-    the device reads it.
+    """Why the layers of a finished run read or write a text on the CPU, with the engine on Vulkan;
+    None if the device does it.
 
     config: of the run. device: the value of `--device`. The run's own device and precision don't
     matter: texts are read in float32.
     """
     if device == "auto":
-        return "for a short text, compiling takes longer than reading; --device vulkan moves them"
+        return "for a short text, compiling takes longer than it saves; --device vulkan moves them"
     return why_on_host(replace(config, {"device": device, "precision": "float32"}))
 
 

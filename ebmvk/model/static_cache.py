@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ebmvk.errors import ArgumentError
 from ebmvk.model.cache import Room
 
 State = Mapping[str, list[Tensor]]
@@ -107,7 +108,15 @@ class StaticCache:
         return scores.masked_fill(self._masks[new, reach, window], -torch.inf)
 
     def state(self) -> dict[str, list[Tensor]]:
-        """What the modules keep after the call."""
+        """What the modules keep after the call.
+
+        Raises ArgumentError if a module keeps something that it has no room for.
+        """
+        for module in self.parts.keys() - self._modules.values():
+            raise ArgumentError(
+                f"{type(module).__name__} keeps something in a cache, and doesn't say how much",
+                hint="Give it a method rooms(), as the guide to new models does, or use --device cpu.",
+            )
         return {
             name: [
                 own.kept if isinstance(own, Ring) else self._kept(own, old)
@@ -121,16 +130,14 @@ class StaticCache:
         because a softmax over nothing is NaN."""
         length = self.place.length
         query = length + torch.arange(new)
-        if new == 1:
-            places = newest(reach, length + 1)
-        else:
-            places = torch.cat([newest(reach - new, length), query])
+        ring = newest(reach if new == 1 else reach - new, length + int(new == 1))
+        places = ring if new == 1 else torch.cat([ring, query])
         age = query[:, None] - places
         padding = (places < self.place.pads[:, None])[:, None] & (age != 0)
         return (padding | ((age < 0) | (age >= window)))[:, None]
 
     def _begun(self, old: Tensor) -> Tensor:
-        """What is left of a tensor of rows after those that begin anew have forgotten theirs."""
+        """A tensor of rows, with zeros in those that begin anew."""
         anew = self.place.anew
         return old if anew is None else torch.where(_along(anew, old), 0.0, old)
 
@@ -166,7 +173,7 @@ class Ring:
 def newest(slots: int, length: Tensor) -> Tensor:
     """(slots,) the newest position at each place of a ring, of those before `length`.
 
-    It is below 0 where there is none.
+    A number below 0 means that the place is empty.
     """
     last = length - 1
     return last - torch.remainder(last - torch.arange(slots), slots)

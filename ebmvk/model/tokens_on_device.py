@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ebmvk.compute.chain import Call, Chain, Link
-from ebmvk.compute.step import Backend, Tree
+from ebmvk.compute.step import Tree
+from ebmvk.engine.vulkan import Vulkan
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.on_device import DID, Called
 from ebmvk.model.positions import rotations
@@ -22,6 +23,7 @@ CHUNK = 64
 """Positions of a row that the program for texts reads at once. One size, so that it is compiled
 once; enough of them that products are large, few enough that a short prompt isn't mostly
 padding."""
+Links = dict[str, Link]
 _NOTHING = Wanted()
 
 
@@ -35,29 +37,23 @@ class DeviceTokens:
 
     Args:
         model: its weights when programs are made are those of the programs.
-        device: see `compile_step`.
-        backend: "vulkan", or "reference" for tests.
-        check: whether new programs are compared with the model in torch.
+        made: makes the programs of two steps.
         doing: told what takes long.
     """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        device: Any = None,
-        backend: Backend = "vulkan",
-        *,
-        check: bool = True,
-        doing: Callable[[str], None] = lambda _: None,
+        self, model: LanguageModel, made: Callable[[Links], Chain], doing: Callable[[str], None] = lambda _: None
     ) -> None:
-        self.model, self._doing = model, doing
-        self._made: Callable[[dict[str, Link]], Chain] = lambda links: Chain(
-            links, backend=backend, device=device, check=check
-        )
+        self.model, self._made, self._doing = model, made, doing
         self._programs: Programs | None = None
         self._length, self._pads, self._at = 0, [0], [0]
         self._did: Counter[str] = Counter()
         self.starts = 0
+
+    @classmethod
+    def open(cls, model: LanguageModel, backend: Vulkan, doing: Callable[[str], None] = lambda _: None) -> DeviceTokens:
+        """The programs on a device."""
+        return cls(model, lambda links: Chain(links, device=backend), doing)
 
     def start(self, rows: Rows, wanted: Wanted) -> Read:
         """See `TokenLayers.start`.
@@ -129,14 +125,12 @@ class DeviceTokens:
 class Programs:
     """The two programs for a number of rows. wanted: what they bring to the host beside log p."""
 
-    def __init__(
-        self, model: LanguageModel, made: Callable[[dict[str, Link]], Chain], rows: int, wanted: Wanted
-    ) -> None:
+    def __init__(self, model: LanguageModel, made: Callable[[Links], Chain], rows: int, wanted: Wanted) -> None:
         self.rows, self.wanted, self._model = rows, wanted, model
         self._width = model.config.latent_dim // model.config.n_heads
         step = _step(model, wanted)
         self.chain = made({"text": Link(step, ("cache",)), "token": Link(step, ("cache",))})
-        self.chain.start({name: own.detach() for name, own in model.named_parameters()}, {"cache": empty(model, rows)})
+        self.chain.start(_weights(model), {"cache": empty(model, rows)})
 
     def text(self, rows: dict[int, Sequence[int]], end: int, pads: Sequence[int]) -> Iterator[dict[str, Tensor]]:
         """Read texts into some rows, which end at a position; yields what each piece of them gives.
@@ -176,16 +170,24 @@ class Programs:
         return read
 
 
-def _step(model: LanguageModel, wanted: Wanted) -> Callable[[Tree, Tree, Tree, Tree], tuple[Tree, Tree, Tree]]:
-    """(weights, {cache}, {tokens (B, n), fields of `Place`}, {}) -> (weights, {cache}, {log_p, ...})."""
+@torch.no_grad()
+def _weights(model: LanguageModel) -> Tree:
+    """What the programs keep of a model. The tokens' rows and outputs are made here, once."""
+    weights = {name: own.detach() for name, own in model.named_parameters() if name != model.rows_name}
+    rows = model.embeddings().detach()
+    outputs = model.outputs(rows)
+    return {"weights": weights, "rows": rows} | ({} if outputs is rows else {"outputs": outputs})
 
-    def read(state: Tree, tokens: Tensor, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tree]:
-        cache = StaticCache(model, state, Place(**given))
-        rows = model.embeddings()
-        seen = model(tokens, rows, cache)
-        query = seen.query[:, -1]
-        log_p = torch.log_softmax(torch.addmm(model.bias, query, model.outputs(rows).t()), -1)
-        found = {"log_p": log_p}
+
+def _step(model: LanguageModel, wanted: Wanted) -> Callable[[Tree, Tree, Tree, Tree], tuple[Tree, Tree, Tree]]:
+    """(`_weights`, {cache}, {tokens (B, n), fields of `Place`}, {}) -> (the same weights, {cache},
+    {log_p, query?, h?})."""
+
+    def read(kept: Tree, state: Tree, tokens: Tensor, place: Place) -> tuple[dict[str, Tensor], Tree]:
+        cache = StaticCache(model, state, place)
+        seen = model(tokens, kept["rows"], cache)
+        query, outputs = seen.query[:, -1], kept.get("outputs", kept["rows"])
+        found = {"log_p": torch.log_softmax(torch.addmm(model.bias, query, outputs.t()), -1)}
         if wanted.query:
             found["query"] = query
         if wanted.states:
@@ -194,11 +196,11 @@ def _step(model: LanguageModel, wanted: Wanted) -> Callable[[Tree, Tree, Tree, T
 
     called = Called(model, read)
 
-    def step(parameters: Tree, state: Tree, batch: Tree, scalars: Tree) -> tuple[Tree, Tree, Tree]:
+    def step(kept: Tree, state: Tree, batch: Tree, scalars: Tree) -> tuple[Tree, Tree, Tree]:
         del scalars
-        values = {f"model.{name}": value for name, value in parameters.items()}
-        given = {name: value for name, value in batch.items() if name != "tokens"}
-        found, cache = functional_call(called, values, (state["cache"], batch["tokens"], given))
-        return parameters, {"cache": cache}, found
+        values = {f"model.{name}": value for name, value in kept["weights"].items()}
+        place = Place(**{name: value for name, value in batch.items() if name != "tokens"})
+        found, cache = functional_call(called, values, (kept, state["cache"], batch["tokens"], place))
+        return kept, {"cache": cache}, found
 
     return step
