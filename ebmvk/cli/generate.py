@@ -59,7 +59,7 @@ class GenerateCommand:
     stream: bool = False  # Print the text while it is written.
     # Also write prompts and texts to this file, one JSON object per line.
     output: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference. With vulkan, the layers run there.
+    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference. With vulkan, the layers run there, too.
     quiet: bool = False  # Print only the texts, with an empty line between them.
 
 

@@ -105,6 +105,11 @@ class Room:
     size: tuple[int, ...]
     growing: bool = False
 
+    @property
+    def empty(self) -> bool:
+        """True if there is nothing to keep, such as the early keys of a single head."""
+        return 0 in self.size
+
 
 @dataclass
 class Cache:

@@ -18,7 +18,8 @@ from ebmvk.errors import ArgumentError
 from ebmvk.model.cache import Room
 
 State = Mapping[str, list[Tensor]]
-"""What the modules keep, by their names; the tensors of a module are in the order of its rooms."""
+"""What the modules keep, by their names; the tensors of a module are in the order of its rooms.
+Empty ones are left out."""
 
 
 @runtime_checkable
@@ -33,13 +34,16 @@ class Keeping(Protocol):
 def keeping(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[Room, ...]]]:
     """The modules that keep something, with their names and rooms."""
     for name, module in model.named_modules():
-        if isinstance(module, Keeping):
-            yield name, module, tuple(module.rooms())
+        own: object = module
+        if isinstance(own, Keeping):
+            yield name, module, own.rooms()
 
 
 def empty(model: nn.Module, rows: int) -> dict[str, list[Tensor]]:
     """The state of a cache of some rows that has read nothing."""
-    return {name: [torch.zeros(rows, *room.size) for room in rooms] for name, _, rooms in keeping(model)}
+    return {
+        name: [torch.zeros(rows, *room.size) for room in rooms if not room.empty] for name, _, rooms in keeping(model)
+    }
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,10 @@ class StaticCache:
         self.parts: dict[nn.Module, tuple[Any, ...]] = {}
         self._masks: dict[tuple[int, int, int], Tensor] = {}
         self._before = state
-        self._modules = {name: module for name, module, _ in keeping(model)}
-        for name, module, rooms in keeping(model):
-            self.parts[module] = tuple(
-                Ring(old, place) if room.growing else self._begun(old)
-                for room, old in zip(rooms, state[name], strict=True)
-            )
+        self._modules = {name: (module, rooms) for name, module, rooms in keeping(model)}
+        for name, (module, rooms) in self._modules.items():
+            kept = iter(state[name])
+            self.parts[module] = tuple(self._part(room, kept) for room in rooms)
 
     @property
     def in_padding(self) -> bool:
@@ -112,18 +114,26 @@ class StaticCache:
 
         Raises ArgumentError if a module keeps something that it has no room for.
         """
-        for module in self.parts.keys() - self._modules.values():
+        for module in self.parts.keys() - {module for module, _ in self._modules.values()}:
             raise ArgumentError(
                 f"{type(module).__name__} keeps something in a cache, and doesn't say how much",
                 hint="Give it a method rooms(), as the guide to new models does, or use --device cpu.",
             )
         return {
-            name: [
-                own.kept if isinstance(own, Ring) else self._kept(own, old)
-                for own, old in zip(self.parts[module], self._before[name], strict=True)
-            ]
-            for name, module in self._modules.items()
+            name: [self._after(own, old) for own, old in zip(self._filled(name), self._before[name], strict=True)]
+            for name in self._modules
         }
+
+    def _part(self, room: Room, kept: Iterator[Tensor]) -> Ring | Tensor:
+        if room.empty:
+            return torch.zeros(len(self.place.pads), *room.size)
+        old = next(kept)
+        return Ring(old, self.place) if room.growing else self._begun(old)
+
+    def _filled(self, name: str) -> list[Ring | Tensor]:
+        """A module's part as it is now, without what is empty."""
+        module, rooms = self._modules[name]
+        return [own for own, room in zip(self.parts[module], rooms, strict=True) if not room.empty]
 
     def _hidden(self, new: int, reach: int, window: int) -> Tensor:
         """(B, 1, new, reach) bool: True where a new position must not look. Padding sees itself,
@@ -141,7 +151,9 @@ class StaticCache:
         anew = self.place.anew
         return old if anew is None else torch.where(_along(anew, old), 0.0, old)
 
-    def _kept(self, own: Tensor, old: Tensor) -> Tensor:
+    def _after(self, own: Ring | Tensor, old: Tensor) -> Tensor:
+        if isinstance(own, Ring):
+            return own.kept
         takes = self.place.takes
         return own if takes is None else torch.where(_along(takes, old), own, old)
 
