@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +22,13 @@ State = Mapping[str, list[Tensor]]
 Empty ones are left out."""
 
 
-@runtime_checkable
-class Keeping(Protocol):
-    """A module that keeps something in a cache."""
-
-    def rooms(self) -> tuple[Room, ...]:
-        """Of each row."""
-        ...
-
-
 def keeping(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[Room, ...]]]:
-    """The modules that keep something, with their names and rooms."""
+    """The modules that keep something, which are those with a method `rooms`, with their names and
+    rooms."""
     for name, module in model.named_modules():
-        own: object = module
-        if isinstance(own, Keeping):
-            yield name, module, own.rooms()
+        rooms = getattr(module, "rooms", None)
+        if callable(rooms):
+            yield name, module, rooms()
 
 
 def empty(model: nn.Module, rows: int) -> dict[str, list[Tensor]]:

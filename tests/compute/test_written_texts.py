@@ -219,24 +219,25 @@ def test_a_module_that_does_not_say_what_it_keeps_is_refused(monkeypatch: pytest
 # ---- compiled ------------------------------------------------------------------------------------
 
 
-def test_the_programs_are_those_steps() -> None:
-    """In numpy, and compared with torch at other weights."""
-    net = network("gpt of experts", 1)
+def test_programs_write_what_torch_writes() -> None:
+    """In numpy; the compiler also compares them with torch at other weights."""
+    net = network("ebm", 1)
     own = DeviceTokens(net, lambda links: Chain(links, backend="reference"))
-    assert written(net, own, exact(8))[0] == generator(net).generate(PROMPTS, exact(8))
+    how = Decoding(5, sampler="langevin")
+    assert written(net, own, how)[0] == generator(net).generate(PROMPTS, how)
 
 
-@pytest.mark.parametrize(("name", "query"), [("ebm", True), ("infinito", False)])
-def test_a_token_is_one_wait_and_its_cache_stays_on_the_device(name: str, query: bool, recorder: Recorder) -> None:
-    net = network(name, 1)
+def test_a_token_is_one_wait_and_its_cache_stays_on_the_device(recorder: Recorder) -> None:
+    net = network("infinito", 1)
     own = DeviceTokens(net, lambda links: Chain(links, device=recorder, check=False))
-    how = Decoding(8, sampler="langevin") if query else exact(12, stop=tuple("ABCDEF"))
+    how = exact(12, stop=tuple("ABCDEF"))
     found, both = written(net, own, how)
     assert found == generator(net).generate(PROMPTS, how)
     rows, word = len(PROMPTS), 4
-    log_p, vectors = rows * VOCABULARY * word, rows * TINY.latent_dim * word
     for did in both.did:
         assert (did["submissions"], did["cpu_ops"]) == (1, 0)
-        assert did["copies"] == 2  # of what goes up and of what comes down
-        assert did["bytes_down"] <= log_p + query * vectors + 2 * 256  # each begins at a multiple of 256
+        # What goes up, what comes down, and the external memory, which is read after it is written;
+        # keys and values aren't copied.
+        assert did["copies"] == 3
+        assert did["bytes_down"] <= rows * VOCABULARY * word + 256  # log p, up to a multiple of 256
         assert did["bytes_up"] <= 2 * word * rows + 1024  # tokens, padding, angles, the length
