@@ -247,9 +247,9 @@ def tilt_test(excess: float, variance: float, slack: float = 0.0) -> Evidence:
 
 
 def ratio_test(above: Tensor, below: Tensor, slack: float = 0.0) -> Evidence:
-    """z of the ratio of two means against 0, by the delta method.
+    """A z-test that the ratio of two means is 0, by the delta method.
 
-    above, below: (n,), of the same n draws.
+    above, below: (n,), of the same n draws. slack: ratios up to this size count as 0.
     """
     ratio = float(above.double().mean() / below.double().mean())
     left = above.double() - ratio * below.double()

@@ -1,4 +1,4 @@
-"""Tables of the tests, and of the mutants that each must catch; runs all."""
+"""Lists the tests, and the broken samplers (mutants) that each must catch, and runs them all."""
 
 from __future__ import annotations
 

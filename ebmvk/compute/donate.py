@@ -61,7 +61,7 @@ def same_place(a: View, b: View) -> bool:
 
 
 def extent(view: View) -> tuple[int, int]:
-    """The first element of a view and the one behind its last, in its tensor."""
+    """The position of a view's first element in its tensor, and one past that of its last."""
     if 0 in view.shape:
         return view.offset, view.offset
     ends = [stride * (size - 1) for size, stride in zip(view.shape, view.strides, strict=True)]
@@ -69,7 +69,7 @@ def extent(view: View) -> tuple[int, int]:
 
 
 def overlap(a: View, b: View) -> bool:
-    """True if the elements between the first and the last of each view have some in common."""
+    """True if the ranges from the first to the last element of each view intersect."""
     (begin, end), (first, last) = extent(a), extent(b)
     return a.tensor == b.tensor and begin < last and first < end
 

@@ -204,7 +204,7 @@ def rewrite(roots: Sequence[Expr], change: Callable[[Expr], Expr | None]) -> lis
 
 
 def rebuilt(value: Expr, part: Callable[[Expr], Expr]) -> Expr:
-    """The same expression of other parts."""
+    """The same expression with other parts."""
     if isinstance(value, Op):
         args = [part(arg) for arg in value.args]
         same = all(a is b for a, b in zip(args, value.args, strict=True))

@@ -111,7 +111,7 @@ class Costs:
     """Costs in the time of one multiply-add at the device's peak.
 
     Attributes:
-        busy: workgroups' invocations that keep the device busy.
+        busy: the number of invocations, in all workgroups, that keep the device busy.
         join: to write and read a partial sum. dispatch: a dispatch and its barrier.
     """
 

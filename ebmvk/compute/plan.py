@@ -176,7 +176,7 @@ def check(program: Program, settled: Settled) -> None:
 def _check_view(view: View, number: int) -> None:
     begin, end = extent(view)
     if begin < 0 or end > view.tensor.bytes // 4:
-        raise ValueError(f"node {number} sees elements {begin} to {end} of tensor {view.tensor.id} {view.tensor.shape}")
+        raise ValueError(f"node {number} uses elements {begin} to {end} of tensor {view.tensor.id} {view.tensor.shape}")
 
 
 def _lowered(program: Program, settled: Settled, limits: Limits, lower: Lower) -> tuple[Step, ...]:

@@ -140,8 +140,8 @@ class Tokenizer:
     def beginning(self, text: str, ids: Ids) -> bytes:
         """The start of a text, in UTF-8 bytes: the part that its first tokens, `ids`, stand for.
 
-        If the tokenizer doesn't spell bytes, a partly covered character counts as whole, and blanks
-        in no token belong to the text after them.
+        If the tokenizer doesn't spell bytes, a partly covered character counts as whole. White
+        space that belongs to no token counts with the text after it.
         """
         if self._byte_lengths is not None:
             return text.encode()[: int(self._byte_lengths[ids].sum())]

@@ -75,8 +75,8 @@ def measure(
     into its share of what is left of `seconds`.
 
     Args:
-        failed: told the operation and the error if it can't run; it is not tried again.
-        say: told each operation and scale before it runs.
+        failed: called with the operation and the error if it can't run; it is not tried again.
+        say: called with each operation and scale before it runs.
     """
     end = time.perf_counter() + seconds
     last: dict[str, tuple[float, float]] = dict.fromkeys(WORKLOADS, (0.0, 1.0))  # seconds, FLOPs

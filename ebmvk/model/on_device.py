@@ -30,7 +30,7 @@ class DeviceLayers:
         compiled: makes a program of a function.
         rows: how many windows are read at once; by default, as many as on a processor, or all of a
             text that has fewer.
-        doing: told what takes long.
+        doing: called before something that takes long, with a line that says what it is.
     """
 
     def __init__(

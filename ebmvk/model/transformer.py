@@ -43,7 +43,7 @@ class Transformer(LanguageModel):
 
     @torch.no_grad()
     def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
-        """Set rows of length d^-1/2; the random ones have about that length too."""
+        """Set the rows to length d^-1/2, which is about the length of the random ones."""
         self.table[known] = directions[known] / math.sqrt(self.config.latent_dim)
 
     def forward(

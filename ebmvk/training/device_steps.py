@@ -43,8 +43,9 @@ class DeviceSteps(Steps):
     """The step of a model, compiled for a device at its first step, alone or together with other
     processes.
 
-    device: its backend is a `Vulkan`. doing: told what takes long. interruption: what the other
-    processes are told of, and tell.
+    device: its backend is a `Vulkan`. interruption: passed on to the other processes, and set if
+    one of them is interrupted. doing: called before something that takes long, with a line that
+    says what it is.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class DeviceSteps(Steps):
         self.begin()
 
     def resized(self, config: Config) -> DeviceSteps:
-        """Weights and moments on the device are shared."""
+        """See `Steps.resized`. Both use the weights and moments that are on the device."""
         other = copy.copy(self)
         other.config, other._layers, other._waiting, other._seen = config, None, [], []
         return other

@@ -60,7 +60,8 @@ class Evaluations:
         return self._likelihood(validation, layers), base
 
     def looks(self) -> dict[str, Any]:
-        """Attention and experts of the model on the first tokens of validation, as JSON values."""
+        """Where attention heads look and which tokens experts take, on the first tokens of
+        validation, as JSON values."""
         tokens = self._streams.validation.tokens
         experts = inspection.specialisation_in(self._model, tokens[:EXPERT_TOKENS])
         return inspection.record(self._model, self._tokenizer, tokens[:LOOKED_AT], experts)
