@@ -110,7 +110,8 @@ def _check(command: EvaluateCommand) -> None:
     """Check the flags, without the run or torch. Raises ConfigError."""
     if command.test_file and command.dataset:
         raise ConfigError(
-            f"--test-file {command.test_file} with --dataset {command.dataset}", hint="remove one of the two"
+            f"--test-file {command.test_file} doesn't work with --dataset {command.dataset}",
+            hint="remove one of the two",
         )
     if command.limit is not None and command.limit < 1:
         raise ConfigError(f"--limit {command.limit} is below 1", hint="give a number of tokens")
@@ -124,7 +125,7 @@ def _check(command: EvaluateCommand) -> None:
     for flag, mode in (("--memory", command.memory), ("--against-memory", command.against_memory)):
         if command.split == "train" and mode in ("static", "both"):
             raise ConfigError(
-                f"{flag} {mode} with --split train",
+                f"{flag} {mode} doesn't work with --split train",
                 why="the static splats come from this very text, so each context would find itself",
                 hint="use --split validation",
             )
@@ -214,7 +215,7 @@ def _text(command: EvaluateCommand, run: OpenRun) -> Text:
 
     reading = Reading(tuple(command.include), command.raw)
     if command.include and not command.dataset:
-        raise ConfigError(f"--include {command.include[0]} without --dataset", hint="add --dataset FOLDER")
+        raise ConfigError(f"--include {command.include[0]} needs --dataset", hint="add --dataset FOLDER")
     if command.test_file:
         return Text(read_whole(command.test_file, "--test-file", reading), "test", NOT_ASKED)
     data_dir, split = command.data_dir or run.config.data.data_dir, command.split

@@ -98,7 +98,7 @@ def _strategy(command: GenerateCommand, given: Sequence[str]) -> Strategy:
     if other := min(chosen, default="strategy" if "--strategy" in given else None):
         value = command.strategy if other == "strategy" else own[other]
         raise ConfigError(
-            f"--greedy with --{other.replace('_', '-')} {value}",
+            f"--greedy doesn't work with --{other.replace('_', '-')} {value}",
             why="the most probable token stays the same, so the other flag would do nothing",
             hint="remove one of the two",
         )

@@ -67,7 +67,9 @@ def _apart(args: Sequence[str]) -> tuple[list[str], list[str]]:
 def _harness(ours: list[str], lm_eval_args: list[str]) -> int:
     command = parsing.parse(HarnessCommand, ours, command="harness", known=FLAGS)
     if taken := next((flag for flag in flags.flags_in(lm_eval_args) if flag in OURS), None):
-        raise ConfigError(f"{taken} with `ebmvk harness`", hint="remove it: --checkpoint RUN names the model")
+        raise ConfigError(
+            f"{taken} doesn't work with `ebmvk harness`", hint="remove it: --checkpoint RUN names the model"
+        )
     try:
         from lm_eval.__main__ import cli_evaluate
     except ImportError as error:

@@ -80,11 +80,11 @@ def _sweep(command: SweepCommand) -> int:
     if command.trials < 0:
         raise ConfigError(f"--trials {command.trials} is below 0", hint="give the number of runs that Optuna chooses")
     if command.search and not command.trials:
-        raise ConfigError(f"--search {command.search[0]} without --trials", hint="add --trials 10, for example")
+        raise ConfigError(f"--search {command.search[0]} needs --trials", hint="add --trials 10, for example")
     try:
         shared = shlex.split(command.flags)
     except ValueError as error:
-        raise ConfigError(f"--flags {command.flags!r}: {error}", hint="close the quotation in it") from None
+        raise ConfigError(f"--flags {command.flags!r}: {error}", hint="close the quotation mark") from None
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

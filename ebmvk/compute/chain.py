@@ -50,8 +50,8 @@ class Chain:
     """Compiled steps over the same parameters and state.
 
     Each step is a function (parameters, part of the state, batch, scalars) -> (parameters, part of
-    the state, record); what it doesn't change it returns as it is. A step that is called several
-    times in a run is compiled once.
+    the state, record). It returns what it doesn't change, too. A step that is called several times
+    in a run is compiled once.
 
     Args:
         links: the steps, by name. Arguments are placed on the device in this order, so a step that

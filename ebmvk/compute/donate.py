@@ -34,8 +34,10 @@ class Settled:
 
 
 def settle(program: Program) -> Settled:
-    """Raises ValueError if a result doesn't fit the argument that it replaces, or if two replace
-    the same."""
+    """Decides which results are written over the arguments that they replace.
+
+    Raises ValueError if a result doesn't fit its argument, or if two replace the same argument.
+    """
     _check_donated(program)
     renamed = {old.id: new for old, new in _unions(program)}
     nodes = [_renamed_node(node, renamed) for node in program.nodes]

@@ -194,8 +194,8 @@ def walk(*roots: Expr) -> Iterator[Expr]:
 
 
 def rewrite(roots: Sequence[Expr], change: Callable[[Expr], Expr | None]) -> list[Expr]:
-    """The roots with `change` applied to each leaf and to each rebuilt expression; None from
-    `change` keeps it."""
+    """The roots with `change` applied to each leaf and to each rebuilt expression. Where it returns
+    None, the expression stays."""
     done: dict[int, Expr] = {}
     for value in walk(*roots):
         replaced = change(value)

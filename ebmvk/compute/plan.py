@@ -1,5 +1,5 @@
-"""Where all of a program lives on the device and in which order it runs, known before anything
-runs.
+"""Plans a program before anything runs: where its tensors lie on the device, and the order of its
+nodes.
 
 Tensors that only the program's own nodes use share an arena: two of them overlap there if one is
 last used before the other is first written. Arguments that stay between runs, constants and results

@@ -1,4 +1,4 @@
-"""Splats: how many are active, dead or doubles, how they are used, which tokens are near."""
+"""Splats: how many are active, dead or duplicates, how they are used, which tokens are near."""
 
 from __future__ import annotations
 

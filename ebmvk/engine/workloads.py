@@ -159,7 +159,7 @@ class _Problem:
         return self.row_bytes * self.scale.candidates
 
     def candidate_flops(self, passes: float) -> float:
-        """passes: how often each candidate's coordinates are used."""
+        """FLOPs of work on candidates. passes: how often each candidate's coordinates are used."""
         return 2.0 * passes * self.scale.rows * self.scale.candidates * self.scale.dimension
 
 

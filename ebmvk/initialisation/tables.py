@@ -127,14 +127,14 @@ def _named(file: Path, rows: Tensor) -> Table:
     """A table whose rows are named by the tokenizer beside the file."""
     if rows.dim() != 2 or not rows.is_floating_point() or not rows.numel():
         raise DataError(
-            f"--init {file}: shape {tuple(rows.shape)}, {rows.dtype}, not a floating matrix (tokens, width)",
+            f"--init {file}: shape {tuple(rows.shape)}, {rows.dtype}; expected a matrix of floats (tokens, width)",
             hint="give the matrix of the token embeddings",
         )
     rows = _widened(file, rows)
     if bool((bad := ~torch.isfinite(rows).all(1)).any()):
         raise DataError(
             f"--init {file}: row {int(bad.nonzero()[0])} is not finite, and {int(bad.sum()) - 1} more",
-            hint="the file is damaged: get it again",
+            hint="the file is damaged: download it again",
         )
     tokenizer = _tokenizer(file.with_name(TOKENIZER_FILE), rows)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -203,7 +203,9 @@ def _word2vec(file: Path, words: Collection[str], *, binary: bool) -> Table:
                     )
                 if word in words and word not in places:
                     if not np.isfinite(row).all():
-                        raise DataError(f"--init {file}: the vector of {word!r} is not finite", hint="get it again")
+                        raise DataError(
+                            f"--init {file}: the vector of {word!r} is not finite", hint="download the file again"
+                        )
                     places[word] = len(rows)
                     rows.append(row)
     except OSError as error:

@@ -98,7 +98,7 @@ class DeviceLayers:
 
 
 def log_p_of(model: LanguageModel) -> Function:
-    """(parameters, {tokens, targets}) -> log p (B, T) of the targets, which follow the tokens.
+    """The function (parameters, {tokens, targets}) -> log p (B, T). The targets follow the tokens.
 
     tokens, targets: (B, T) int64.
     """
@@ -117,7 +117,7 @@ def log_p_of(model: LanguageModel) -> Function:
 
 
 def states_of(model: LanguageModel) -> Function:
-    """(parameters, {tokens}) -> {query, h}, the fields of `Context`."""
+    """The function (parameters, {tokens}) -> {query, h}, which are fields of `Context`."""
 
     def states(tokens: Tensor) -> dict[str, Tensor]:
         seen = model(tokens)

@@ -25,7 +25,7 @@ from ebmvk.sphere.geometry import projx
 
 
 class Transformer(LanguageModel):
-    """Rows are free vectors. The loss is the cross-entropy, plus the losses that the blocks add."""
+    """Its rows may be any vectors. The loss is the cross-entropy, plus the losses of the blocks."""
 
     rows_name, rows_role = "table", FREE_ROWS
     inherited = ("table", "bias", "blocks.")

@@ -74,9 +74,9 @@ class DeviceSteps(Steps):
         return other
 
     def layers(self) -> DeviceLayers:
-        """See `Steps.layers`. They read the weights on the device, in batches of a pass.
+        """See `Steps.layers`. They use the weights on the device, and batches as large as a pass.
 
-        Raises BatchTooLarge as `take`, if the step has no program yet and can't have one.
+        Raises BatchTooLarge as `take`, if the step's program doesn't exist yet and doesn't fit.
         """
         training = self.config.training
         if self._programs.chain is None:

@@ -28,6 +28,5 @@ def empty(config: Config) -> dict[str, Tensor]:
 
 
 def put(seen: Tensor, sample: Tensor, slot: Tensor) -> Tensor:
-    """The slots (slots, m, d + 1) with a sample (m, d + 1) in one of them; slot: int64, of no
-    dimension."""
+    """The slots (slots, m, d + 1) with a sample (m, d + 1) in one of them; slot: int64 scalar."""
     return torch.where(torch.arange(len(seen))[:, None, None] == slot, sample, seen)
