@@ -75,7 +75,7 @@ class CompiledFunction:
         Raises ArgumentError if the function reads those of a training step (`of`).
         """
         if self.of is not None:
-            raise ArgumentError("the parameters are those of a training step", hint="Call run(inputs).")
+            raise ArgumentError("this function uses the parameters of a training step", hint="Call run(inputs) only.")
         self._kept, self._fresh = parameters, True
 
     def run(self, inputs: Tree, making: Callable[[], None] = lambda: None) -> Tree:

@@ -129,8 +129,8 @@ def prepare(
 
     tokens: (B, T+1) int64, all rows of the step; a row ends at its first -1. fixed: give all
     tensors shapes that depend on that of `tokens` alone, with weights of 0 where nothing is;
-    otherwise only what counts is kept, which is faster on a processor. draws: prepare the losses
-    that draw random numbers too.
+    otherwise only what counts is kept, which is faster on a processor. draws: also prepare the
+    losses that draw random numbers.
     """
     tokens = tokens.detach().cpu()
     own, dtype = share.rows(len(tokens)), model.bias.dtype
