@@ -88,7 +88,7 @@ def _safetensors(file: Path, tensor: str | None) -> Tensor:
             found: Tensor = content.get_tensor(_choose(file, shapes, tensor))
             return found
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"--init {file}: not valid safetensors ({error})", hint="get the file again") from None
+        raise DataError(f"--init {file}: not valid safetensors ({error})", hint="download the file again") from None
 
 
 def _choose(file: Path, shapes: dict[str, tuple[int, ...]], tensor: str | None) -> str:
@@ -199,7 +199,7 @@ def _word2vec(file: Path, words: Collection[str], *, binary: bool) -> Table:
                     raise DataError(
                         f"--init {file}: entry {number + 1} of {count:,} doesn't have {width} numbers",
                         why="the file is cut short, or has another format (.bin is binary, .txt and .vec are text)",
-                        hint="get the file again",
+                        hint="download the file again",
                     )
                 if word in words and word not in places:
                     if not np.isfinite(row).all():
