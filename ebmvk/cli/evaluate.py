@@ -46,13 +46,14 @@ class EvaluateCommand:
     include: Include = ()  # Also read files with these names in the folder --dataset, for example '*.py'.
     raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
     test_file: File = None  # Score all of this text file instead.
-    tokenizer: Folder = None  # Not needed, as a run keeps its own; fails if this is another.
+    tokenizer: Folder = None  # The run's own tokenizer, for checking only; another one is refused.
     split: Literal["train", "validation", "test"] = "validation"  # Which part of the text to score.
     limit: Tokens = None  # Score only the first TOKENS.
     context: Tokens = None  # Length of a window; by default seq_length.
-    stride: Tokens = None  # Distance of two windows; by default half the context.
+    stride: Tokens = None  # Distance between two windows; by default half the context.
     memory: Tiers = "none"  # Tiers of `ebmvk memory` to use; each is reported.
-    memory_capacity: Annotated[int | None, tyro.conf.arg(metavar="SPLATS")] = None  # Most episodic splats; 10,000.
+    # The most splats that the episodic memory may have; by default 10,000.
+    memory_capacity: Annotated[int | None, tyro.conf.arg(metavar="SPLATS")] = None
     scramble_memory: bool = False  # A control: exchange the tokens of the memory's contexts.
     against: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # Another run, compared on the same tokens.
     against_memory: Tiers = "none"  # Tiers of that run's own memory to use.

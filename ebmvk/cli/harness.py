@@ -34,7 +34,7 @@ class HarnessCommand:
     checkpoint: Path = Path(NEWEST)  # A run (its newest usable checkpoint), RUN/best, or one checkpoint.
     memory: Literal["none", "static", "episodic", "both"] = "none"  # Tiers of `ebmvk memory` to use.
     context: Tokens = None  # Length of a window; by default seq_length.
-    stride: Tokens = None  # Distance of two windows; by default half the context.
+    stride: Tokens = None  # Distance between two windows; by default half the context.
     sampler: SamplerName = "exact"  # For tasks that ask for text.
     batch_size: str = "16"  # Number of requests at once; auto means 16.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.

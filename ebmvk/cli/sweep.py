@@ -28,7 +28,7 @@ class SweepCommand:
     # Training flags of all runs, in one string. A table adds --model infinito unless they name a
     # model.
     flags: str = "--model infinito --preset small"
-    folder: Path = Path("runs/sweep")  # Folder of the runs; the same folder continues.
+    folder: Path = Path("runs/sweep")  # Folder of the runs. A stopped sweep continues there.
     jobs: int = 1  # Number of runs at once.
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None  # Threads of torch in each run.
     trials: int = 0  # Search: train this many runs that Optuna chooses.
