@@ -174,8 +174,8 @@ class TrainingConfig:
     epochs: Number = knob(None, low=1e-9, resume=True, common=True)
     # Training windows computed at once.
     batch_size: int = knob(32, low=1, resume=True, common=True)
-    # Batches per optimiser step. The step is that of one batch this many times larger, but needs only
-    # the memory of a single batch.
+    # Batches per optimiser step. The step is that of one batch this many times larger, but needs
+    # only the memory of a single batch.
     accumulation_steps: int = knob(1, low=1, resume=True)
     # Highest learning rate, reached after the warm-up.
     learning_rate: float = knob(2e-3, low=1e-12, resume=True, common=True)
