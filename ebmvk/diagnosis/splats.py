@@ -126,7 +126,7 @@ def twins(store: SplatStore, backend: Backend, ask: Tensor) -> list[int]:
     """The splats among `ask` (m,) that duplicate a splat with a lower number: within 2.6 degrees,
     with nearly the same token law.
 
-    They could be merged at no cost. A group of n doubles gives n - 1.
+    They could be merged at no cost. A group of n duplicates counts n - 1 times.
     """
     ids, cosines = neighbours(store.mu, backend, ask, TWINS)
     near = ((cosines >= TWIN_COSINE) & (ids < ask[:, None])).nonzero()
@@ -233,7 +233,7 @@ def show_splats(found: Row) -> Shown:
     stores = found["stores"]
     note = (
         f"Coverage: the mean share of {stores[0]['coverage_tokens']:,} validation contexts that the splats explain. "
-        "Doubles lie within 2.6° of another splat and predict nearly the same tokens. Dead splats were not recalled at "
+        "Duplicates lie within 2.6° of another splat and predict nearly the same tokens. Dead splats were not recalled at "
         "the last checks. Mass: how many contexts a splat holds. Usage: how often it is recalled in training, or its "
         "mass if the memory was built at once."
     )
@@ -252,7 +252,7 @@ def _stores(stores: list[Row]) -> Table:
         for own in stores
     ]  # fmt: skip
     head = (
-        "splats", "number", "active", "dead", "doubles", "coverage", "Gini of usage", "median κ", "nearest other",
+        "splats", "number", "active", "dead", "duplicates", "coverage", "Gini of usage", "median κ", "nearest other",
         "age, epochs", "tokens each",
     )  # fmt: skip
     return Table(head, rows)
