@@ -233,9 +233,9 @@ def show_splats(found: Row) -> Shown:
     stores = found["stores"]
     note = (
         f"Coverage: the mean share of {stores[0]['coverage_tokens']:,} validation contexts that the splats explain. "
-        "Duplicates lie within 2.6° of another splat and predict nearly the same tokens. Dead splats were not recalled at "
-        "the last checks. Mass: how many contexts a splat holds. Usage: how often it is recalled in training, or its "
-        "mass if the memory was built at once."
+        "Duplicates lie within 2.6° of another splat and predict nearly the same tokens. Dead splats were not recalled "
+        "at the last checks. Mass: how many contexts a splat holds. Usage: how often it is recalled in training, or "
+        "its mass if the memory was built at once."
     )
     pictures = [picture for own in stores for picture in _store_pictures(own)]
     return Shown(note, tables=[_stores(stores), *map(_chosen_table, stores)], pictures=pictures)

@@ -164,8 +164,8 @@ class DeviceSteps(Steps):
         accumulated = " and their gradients" if parts > 1 else ""
         yield (
             f"plan        {amount(sum(nbytes.values()))} on the device at the peak of a step: "
-            f"{amount(nbytes['kept'])} for weights and moments{accumulated}, {amount(nbytes['arena'])} for what is in "
-            "between"
+            f"{amount(nbytes['kept'])} for weights and moments{accumulated}, {amount(nbytes['arena'])} for "
+            "intermediate results"
         )
 
     # ---- what a step is given --------------------------------------------------------------------
