@@ -114,7 +114,7 @@ def _prompts(command: GenerateCommand) -> list[str] | None:
     path = command.prompt_file
     if path is None:
         if command.batch_generate:
-            raise ConfigError("--batch-generate without --prompt-file", hint="name the file whose lines are prompts")
+            raise ConfigError("--batch-generate needs --prompt-file", hint="name the file whose lines are prompts")
         if not command.prompt and _on_terminal():
             return None
         return list(command.prompt) or [""]

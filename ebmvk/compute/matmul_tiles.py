@@ -5,7 +5,7 @@ through shared memory. `matmul_lanes` is for processors: lanes of a subgroup tak
 other. `matmul_direct` has neither, and is for sums of a few terms and for processors without such
 subgroups.
 
-The choice is by a model of the time, by the kind of the device; nothing is measured at run time.
+The choice follows a model of the time for each kind of device; nothing is measured at run time.
 """
 
 from __future__ import annotations
