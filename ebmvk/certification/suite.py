@@ -125,7 +125,7 @@ class Certificate:
 
     @property
     def level(self) -> float:
-        """The probability that a right sampler fails any check."""
+        """The probability that a right sampler fails at least one check."""
         return FAMILY_LEVEL
 
     @property

@@ -132,8 +132,9 @@ def _named(file: Path, rows: Tensor) -> Table:
         )
     rows = _widened(file, rows)
     if bool((bad := ~torch.isfinite(rows).all(1)).any()):
+        others = int(bad.sum()) - 1
         raise DataError(
-            f"--init {file}: row {int(bad.nonzero()[0])} is not finite, and {int(bad.sum()) - 1} more",
+            f"--init {file}: row {int(bad.nonzero()[0])} is not finite{f', nor are {others} others' if others else ''}",
             hint="the file is damaged: download it again",
         )
     tokenizer = _tokenizer(file.with_name(TOKENIZER_FILE), rows)
