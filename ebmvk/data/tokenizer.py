@@ -249,7 +249,7 @@ def table_rows(bpe: _Bpe) -> int:
             if twice is not None
             else f"the tokenizer has {len(ids):,} tokens with ids up to {size - 1:,}",
             why="the file was damaged or edited" if twice is not None else "a model would have rows for unused ids",
-            hint="get the file again, or number its tokens from 0",
+            hint="download the file again, or number its tokens from 0",
         )
     return size
 
