@@ -40,8 +40,8 @@ def why_on_host(config: Config, ranks: int = 1) -> str | None:
 
 
 def why_read_on_host(config: Config, device: str) -> str | None:
-    """Why the layers of a finished run read a text on the CPU, with the engine on Vulkan; None if
-    the device reads it.
+    """For an engine that uses a Vulkan device: the reason why the layers of a finished run read a
+    text on the CPU all the same. None if the device reads it.
 
     config: of the run. device: the value of `--device`. The run's own device and precision don't
     matter: texts are read in float32.
