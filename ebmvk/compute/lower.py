@@ -162,7 +162,7 @@ class Lowering:
         return max(kinds, key=lambda kind: _RANK[kind])
 
     def element(self, value: Value, shape: Sequence[int], dtype: DType | None = None) -> Expr:
-        """A value at the points of a shape, in a type."""
+        """A value broadcast to a shape and converted to a type."""
         if isinstance(value, View):
             read = expr.load(views.broadcast(value, shape))
             return expr.cast_to(read, dtype) if dtype else read
