@@ -98,7 +98,7 @@ def _strategy(command: GenerateCommand, given: Sequence[str]) -> Strategy:
     if other := min(chosen, default="strategy" if "--strategy" in given else None):
         value = command.strategy if other == "strategy" else own[other]
         raise ConfigError(
-            f"--greedy with --{other.replace('_', '-')} {value}",
+            f"--greedy doesn't work with --{other.replace('_', '-')} {value}",
             why="the most probable token stays the same, so the other flag would do nothing",
             hint="remove one of the two",
         )
@@ -114,7 +114,7 @@ def _prompts(command: GenerateCommand) -> list[str] | None:
     path = command.prompt_file
     if path is None:
         if command.batch_generate:
-            raise ConfigError("--batch-generate without --prompt-file", hint="name the file whose lines are prompts")
+            raise ConfigError("--batch-generate needs --prompt-file", hint="name the file whose lines are prompts")
         if not command.prompt and _on_terminal():
             return None
         return list(command.prompt) or [""]

@@ -114,7 +114,7 @@ class Generator:
     def _texts(self, prompts: Sequence[str], how: Decoding, first: int = 0) -> list[Text]:
         if registry.named(how.sampler).module and not self.model.on_sphere:
             raise ConfigError(
-                f"--sampler {how.sampler} with a run of --model {self.model.config.model}",
+                f"--sampler {how.sampler} doesn't work with a run of --model {self.model.config.model}",
                 why="the tokens of this model aren't points on the sphere, where chains could move",
                 hint=f"add --sampler {registry.WITHOUT_STATES}",
             )

@@ -100,7 +100,7 @@ class EnergyModel(LanguageModel):
 
     @torch.no_grad()
     def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
-        """Set unit rows; the random ones have about that length too."""
+        """Set the rows to length 1, which is about the length of the random ones."""
         self.points[known] = directions[known]
 
     def forward(

@@ -34,7 +34,7 @@ UNITS = 16  # number of hidden units whose integration is measured, evenly sprea
 
 
 class ExternalMemory(nn.Module):
-    """(B, T, d) -> (B, T, d): what each position reads from the memory. It starts at zero."""
+    """(B, T, d) -> (B, T, d): what each position reads from the memory; zero before training."""
 
     def __init__(self, dim: int, slots: int) -> None:
         super().__init__()

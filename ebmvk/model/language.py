@@ -92,7 +92,7 @@ class Context:
 class LanguageModel(nn.Module, ABC):
     """A language model: p(v|c) = softmax(kappa_v query(c).row_v + b_v).
 
-    The rows are the vectors of the input tokens too.
+    The same rows are the vectors of the input tokens.
 
     A new model needs the abstract methods, the class variables without a value, and an entry in
     `ebmvk.config.models`.

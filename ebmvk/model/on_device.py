@@ -30,7 +30,7 @@ class DeviceLayers:
         compiled: makes a program of a function.
         rows: how many windows are read at once; by default, as many as on a processor, or all of a
             text that has fewer.
-        doing: told what takes long.
+        doing: called before something that takes long, with a line that says what it is.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class DeviceLayers:
 
 
 def log_p_of(model: LanguageModel) -> Function:
-    """(parameters, {tokens, targets}) -> log p (B, T) of the targets, which follow the tokens.
+    """The function (parameters, {tokens, targets}) -> log p (B, T). The targets follow the tokens.
 
     tokens, targets: (B, T) int64.
     """
@@ -117,7 +117,7 @@ def log_p_of(model: LanguageModel) -> Function:
 
 
 def states_of(model: LanguageModel) -> Function:
-    """(parameters, {tokens}) -> {query, h}, the fields of `Context`."""
+    """The function (parameters, {tokens}) -> {query, h}, which are fields of `Context`."""
 
     def states(tokens: Tensor) -> dict[str, Tensor]:
         seen = model(tokens)

@@ -25,7 +25,7 @@ from ebmvk.sphere.geometry import projx
 
 
 class Transformer(LanguageModel):
-    """Rows are free vectors. The loss is the cross-entropy, plus the losses that the blocks add."""
+    """Its rows may be any vectors. The loss is the cross-entropy, plus the losses of the blocks."""
 
     rows_name, rows_role = "table", FREE_ROWS
     inherited = ("table", "bias", "blocks.")
@@ -43,7 +43,7 @@ class Transformer(LanguageModel):
 
     @torch.no_grad()
     def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
-        """Set rows of length d^-1/2; the random ones have about that length too."""
+        """Set the rows to length d^-1/2, which is about the length of the random ones."""
         self.table[known] = directions[known] / math.sqrt(self.config.latent_dim)
 
     def forward(
