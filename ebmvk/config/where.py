@@ -40,14 +40,14 @@ def why_on_host(config: Config, ranks: int = 1) -> str | None:
 
 
 def why_read_on_host(config: Config, device: str) -> str | None:
-    """For an engine that uses a Vulkan device: the reason why the layers of a finished run read a
-    text on the CPU all the same. None if the device reads it.
+    """For an engine that uses a Vulkan device: the reason why the layers of a finished run read or
+    write a text on the CPU all the same. None if the device does it.
 
     config: of the run. device: the value of `--device`. The run's own device and precision don't
-    matter: texts are read in float32.
+    matter: the layers compute in float32.
     """
     if device == "auto":
-        return "for a short text, compiling takes longer than reading; --device vulkan uses the device"
+        return "for a short text, compiling takes longer than it saves; --device vulkan uses the device"
     return why_on_host(replace(config, {"device": device, "precision": "float32"}))
 
 

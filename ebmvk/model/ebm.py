@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ebmvk.config.checks import check_model
 from ebmvk.config.schema import ModelConfig
-from ebmvk.model.cache import Cache
+from ebmvk.model.cache import Past
 from ebmvk.model.context import SCALES, ContextTrunk
 from ebmvk.model.decoder import Composition, MixtureDecoder, build_decoder
 from ebmvk.model.dropout import NONE, Masks
@@ -104,7 +104,7 @@ class EnergyModel(LanguageModel):
         self.points[known] = directions[known]
 
     def forward(
-        self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None, masks: Masks = NONE
+        self, tokens: Tensor, embeddings: Tensor | None = None, cache: Past | None = None, masks: Masks = NONE
     ) -> EnergyContext:
         """tokens: (B, T) int64.
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmvk.config.schema import ModelConfig
-from ebmvk.model.cache import Cache
+from ebmvk.model.cache import Cache, Past
 from ebmvk.model.dropout import NONE, Masks
 from ebmvk.model.roles import HIDDEN, ROUTER, SCALAR, Role
 
@@ -117,7 +117,7 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None, masks: Masks = NONE
+        self, tokens: Tensor, embeddings: Tensor | None = None, cache: Past | None = None, masks: Masks = NONE
     ) -> Context:
         """The output for every prefix of the tokens.
 

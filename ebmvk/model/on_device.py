@@ -126,14 +126,14 @@ def states_of(model: LanguageModel) -> Function:
     return _pure(model, states, ("tokens",))
 
 
-class _Called(nn.Module):
+class Called(nn.Module):
     """A function of a model's, called while `functional_call` replaces the parameters."""
 
     def __init__(self, model: LanguageModel, function: Callable[..., Any]) -> None:
         super().__init__()
         self.model, self.function = model, function
 
-    def forward(self, *arguments: Tensor) -> Any:
+    def forward(self, *arguments: Any) -> Any:
         was_training = self.model.training
         self.model.eval()
         try:
@@ -145,7 +145,7 @@ class _Called(nn.Module):
 
 def _pure(model: LanguageModel, function: Callable[..., Any], names: Sequence[str]) -> Function:
     """The function, without dropout, with parameters and named inputs as its arguments."""
-    called = _Called(model, function)
+    called = Called(model, function)
 
     def pure(parameters: dict[str, Tensor], inputs: dict[str, Tensor]) -> Any:
         values = {f"model.{name}": value for name, value in parameters.items()}
