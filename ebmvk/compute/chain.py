@@ -11,20 +11,10 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ebmvk.compute.compiled import Compiled as OnDevice
+from ebmvk.compute.programs import Array, Backend, Compiled, Operations, Runner, Tree, kept_arrays, opened
 from ebmvk.compute.rewrite import Limits
 from ebmvk.compute.sequence import Sequence as InSequence
-from ebmvk.compute.step import (
-    Array,
-    Backend,
-    Compiled,
-    CompiledStep,
-    Operations,
-    Runner,
-    TrainingStep,
-    Tree,
-    kept_arrays,
-    opened,
-)
+from ebmvk.compute.step import CompiledStep, TrainingStep
 from ebmvk.engine.recording import Ran
 from ebmvk.errors import ArgumentError
 
@@ -70,10 +60,13 @@ class Chain:
         device = opened(device) if backend == "vulkan" else None
         self.backend, self.device, self.recorder, self.limits = backend, device, device, limits
         self._keeps = {name: set(link.keeps) for name, link in links.items()}
-        self.steps = {name: CompiledStep(link.step, backend, device, check, limits) for name, link in links.items()}
         runners: list[Runner] = []
-        for step in self.steps.values():
-            step.chained = runners
+        self.steps = {
+            name: CompiledStep(
+                link.step, runners, backend=backend, device=device, check=check, limits=limits
+            )
+            for name, link in links.items()
+        }  # fmt: skip
         self.ran: Ran | None = None
         self.cpu_ops = 0
         self._kept: tuple[Tree, dict[str, Tree]] | None = None
