@@ -240,7 +240,7 @@ class _Reader:
 
     def _blob(self, value: Any) -> bytes:
         if not 0 <= _exactly(int, value) < len(self._blobs):
-            raise Unreadable(f"there are no bytes number {value}")
+            raise Unreadable(f"bytes number {value} are missing")
         return self._blobs[value]
 
     def _array(self, value: Any) -> Any:

@@ -49,14 +49,14 @@ def key_of(recorder: Recorder, graph: str, **settings: Any) -> str:
         settings: of the compiler, as JSON values.
     """
     capabilities = recorder.backend.capabilities
-    names = [name for name in dir(type(capabilities)) if isinstance(getattr(type(capabilities), name), property)]
+    names = [name for name in dir(capabilities) if not name.startswith("_") and name not in {"index", "heaps"}]
     parts = {
         "graph": graph,
         "settings": settings,
         "code": code(),
         "versions": [ebmvk.__version__, torch.__version__, np.__version__, platform.python_version()],
         "torch": [str(torch.get_default_dtype()), torch.are_deterministic_algorithms_enabled()],
-        "device": {name: str(getattr(capabilities, name)) for name in names if name not in {"index", "heaps"}},
+        "device": {name: str(own) for name in names if not callable(own := getattr(capabilities, name))},
         "limits": asdict(recorder.limits),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -83,7 +83,7 @@ class ProgramCache:
 
     @staticmethod
     def default() -> ProgramCache | None:
-        """The cache of this user; None if nothing is to be kept."""
+        """The cache of this user; None if nothing is kept."""
         folder = cache_folder()
         return None if folder is None else ProgramCache(folder / "programs")
 

@@ -194,7 +194,7 @@ def runner_of(
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be compiled.
+    """A function to compile, and how its arguments are used.
 
     Attributes:
         function: trees -> (tensors that replace the first arguments, tree of results).

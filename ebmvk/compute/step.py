@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from ebmvk.compute.held import Held
 from ebmvk.compute.programs import (
     Array,
     Backend,
@@ -20,7 +20,6 @@ from ebmvk.compute.programs import (
     Source,
     Tree,
     array_of,
-    kept_arrays,
     names_of,
 )
 from ebmvk.compute.rewrite import Limits
@@ -43,7 +42,7 @@ class CompiledStep(Programs):
 
     step: TrainingStep
     chained: list[Runner] | None = None
-    _kept: tuple[Tree, Tree] | None = None
+    _held: Held = field(default_factory=Held)
 
     def __call__(self, parameters: Tree, state: Tree, batch: Tree, scalars: Tree) -> tuple[Tree, Tree, Tree]:
         self.start(parameters, state)
@@ -52,8 +51,7 @@ class CompiledStep(Programs):
 
     def start(self, parameters: Tree, state: Tree) -> None:
         """Parameters and state for the next `run`."""
-        self._kept = (parameters, state)
-        self._fresh = True
+        self._held.start(parameters, state)
         self._known = {}
 
     def ready(self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None) -> Compiled:
@@ -73,21 +71,7 @@ class CompiledStep(Programs):
 
     def read(self) -> tuple[Tree, Tree]:
         """Parameters and state as they are now, on the host."""
-        if self._kept is None:
-            raise ArgumentError("the step has no parameters yet", hint="Call start(parameters, state) first.")
-        if self._fresh or not self.programs:
-            return self._kept
-        compiled = next(iter(self.programs.values()))
-        layout = compiled.layout
-        arrays = compiled.runner.read(layout.names[: layout.kept])
-        leaves = [
-            torch.from_numpy(np.array(arrays[name])).to(dtype).reshape(shape)
-            for name, dtype, shape in zip(layout.names, layout.dtypes, layout.shapes, strict=False)
-            if name in arrays
-        ]
-        spec = pytree.tree_flatten(self._kept)[1]
-        parameters, state = pytree.tree_unflatten(leaves, spec)
-        return parameters, state
+        return self._held.read(self._first)
 
     def lent(self) -> tuple[Tree, Runner]:
         """Parameters, whose values may be older than the device's, and a program that holds them
@@ -95,14 +79,7 @@ class CompiledStep(Programs):
 
         Raises ArgumentError if the step has no parameters or no program yet.
         """
-        if self._kept is None or not self.programs:
-            raise ArgumentError(
-                "the step has no program yet, whose parameters could be shared",
-                hint="Call start(parameters, state), then ready(batch, scalars).",
-            )
-        compiled = next(iter(self.programs.values()))
-        self._write(compiled)
-        return self._kept[0], compiled.runner
+        return self._held.lent(self._first, "Call start(parameters, state), then ready(batch, scalars).")
 
     def compile(self, parameters: Tree, state: Tree, batch: Tree, scalars: Tree) -> Compiled:
         """The program for these shapes, made now if it doesn't exist yet."""
@@ -113,16 +90,14 @@ class CompiledStep(Programs):
     ) -> tuple[Compiled, dict[int, Array]]:
         """The program for a batch, and the arrays that it is fed, by position. Unlike `ready` it
         doesn't put parameters and state in place."""
-        if self._kept is None:
-            raise ArgumentError("the step has no parameters yet", hint="Call start(parameters, state) before run.")
+        trees = self._held.trees
         leaves, spec = pytree.tree_flatten((batch, scalars))
         key = (str(spec), *((getattr(leaf, "shape", None), getattr(leaf, "dtype", None)) for leaf in leaves))
         compiled = self._known.get(key)
         if compiled is None:
-            compiled = self._known[key] = self._compiled((*self._kept, batch, scalars), making)[0]
+            compiled = self._known[key] = self._compiled((*trees, batch, scalars), making)[0]
         return compiled, {compiled.layout.kept + number: array_of(leaf) for number, leaf in enumerate(leaves)}
 
-    _fresh: bool = True
     _known: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
     _placed: set[str] = field(default_factory=set)
 
@@ -130,14 +105,12 @@ class CompiledStep(Programs):
         self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None
     ) -> tuple[Compiled, dict[int, Array]]:
         compiled, fed = self.found(batch, scalars, making)
-        self._write(compiled)
+        self._held.write(compiled.runner)
         return compiled, fed
 
-    def _write(self, compiled: Compiled) -> None:
-        """Write what `start` gave, unless that has happened."""
-        if self._fresh and self._kept is not None:
-            compiled.runner.write(kept_arrays(*self._kept))
-            self._fresh = False
+    @property
+    def _first(self) -> Runner | None:
+        return next((compiled.runner for compiled in self.programs.values()), None)
 
     def _compiled(
         self, arguments: Sequence[Tree], making: Callable[[], None] = lambda: None
