@@ -239,9 +239,10 @@ class _Reader:
         return self.objects[value]
 
     def _blob(self, value: Any) -> bytes:
-        if not 0 <= _exactly(int, value) < len(self._blobs):
-            raise Unreadable(f"bytes number {value} are missing")
-        return self._blobs[value]
+        number: int = _exactly(int, value)
+        if not 0 <= number < len(self._blobs):
+            raise Unreadable(f"bytes number {number} are missing")
+        return self._blobs[number]
 
     def _array(self, value: Any) -> Any:
         blob, kind, shape = _list(value)
