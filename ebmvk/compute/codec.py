@@ -8,6 +8,7 @@ ones are written once.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import typing
@@ -45,7 +46,8 @@ def pack(key: str, made: plan.Plan) -> bytes:
     """
     writer = _Writer()
     root = writer.number(made)
-    text = json.dumps({"key": key, "objects": writer.objects, "sizes": writer.sizes, "root": root}).encode()
+    rest = json.dumps({"key": key, "sizes": writer.sizes, "root": root})
+    text = f'{{"objects": [{", ".join(writer.objects)}], {rest[1:]}'.encode()
     body = len(text).to_bytes(_COUNT, "little") + text + b"".join(writer.blobs)
     return MAGIC + hashlib.sha256(body).digest() + body
 
@@ -78,10 +80,11 @@ def unpack(key: str, data: bytes) -> plan.Plan:
 
 
 class _Writer:
-    """objects: (class, values of its fields) in order. blobs: arrays and bytes; sizes: of each."""
+    """objects: [class, values of its fields] as text, in order. blobs: arrays and bytes; sizes: of
+    each."""
 
     def __init__(self) -> None:
-        self.objects: list[tuple[str, list[Any]]] = []
+        self.objects: list[str] = []
         self.blobs: list[bytes] = []
         self.sizes: list[int] = []
         self._numbers: dict[int, int] = {}  # by the object's id
@@ -94,24 +97,25 @@ class _Writer:
         stack = [thing]
         while stack:
             top = stack[-1]
-            waiting = [part for part in _objects(_values(top)) if id(part) not in self._numbers]
-            if waiting and id(top) not in self._numbers:
-                stack += waiting
-            else:
-                self._add(stack.pop())
+            known = id(top) in self._numbers
+            waiting = [] if known else [part for part in _objects(_values(top)) if id(part) not in self._numbers]
+            stack += waiting
+            if not waiting:
+                stack.pop()
+            if not waiting and not known:
+                self._add(top)
         return self._numbers[id(thing)]
 
     def _add(self, thing: object) -> None:
         name = type(thing).__name__
         if CLASSES.get(name) is not type(thing):
             raise TypeError(f"a {name} isn't part of a plan")
-        if id(thing) not in self._numbers:
-            entry = (name, [self._plain(value) for value in _values(thing)])
-            number = self._equal.setdefault(json.dumps(entry), len(self.objects))
-            if number == len(self.objects):
-                self.objects.append(entry)
-            self._numbers[id(thing)] = number
-            self._alive.append(thing)
+        text = json.dumps((name, [self._plain(value) for value in _values(thing)]))
+        number = self._equal.setdefault(text, len(self.objects))
+        if number == len(self.objects):
+            self.objects.append(text)
+        self._numbers[id(thing)] = number
+        self._alive.append(thing)
 
     def _plain(self, value: Any) -> Any:
         """A value as JSON has it."""
@@ -142,9 +146,14 @@ class _Writer:
 
 
 def _values(thing: object) -> list[Any]:
-    if not is_dataclass(thing):
-        raise TypeError(f"{thing!r} can't be written")
-    return [getattr(thing, field.name) for field in fields(thing)]
+    return [getattr(thing, name) for name in _names(type(thing))]
+
+
+@functools.cache
+def _names(kind: type) -> tuple[str, ...]:
+    if not is_dataclass(kind):
+        raise TypeError(f"a {kind.__name__} can't be written")
+    return tuple(field.name for field in fields(kind))
 
 
 def _objects(value: Any) -> Iterator[object]:
