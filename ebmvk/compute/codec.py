@@ -145,7 +145,7 @@ class _Writer:
         return number
 
 
-def _values(thing: object) -> list[Any]:
+def _values(thing: Any) -> list[Any]:
     return [getattr(thing, name) for name in _names(type(thing))]
 
 
