@@ -145,8 +145,9 @@ class _Writer:
         return number
 
 
-def _values(thing: Any) -> list[Any]:
-    return [getattr(thing, name) for name in _names(type(thing))]
+def _values(thing: object) -> list[Any]:
+    kind: Any = type(thing)
+    return [getattr(thing, name) for name in _names(kind)]
 
 
 @functools.cache
