@@ -54,8 +54,9 @@ class Process:
         self.limit = limit
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # as the process
         command = [sys.executable, "-m", "bench.training_peers", name, json.dumps(asdict(of))]
+        fresh = os.environ | {"EBMVK_CACHE_DIR": "off"}  # the first step is that of a first start
         self.process = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, encoding="utf-8"
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, encoding="utf-8", env=fresh
         )
 
     def answer(self) -> Record:

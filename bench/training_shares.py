@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from ebmvk.compute import plan
 from ebmvk.compute.compiled import Compiled as Program
 from ebmvk.compute.ir import Call, Node
-from ebmvk.compute.step import Compiled
+from ebmvk.compute.programs import Compiled
 from ebmvk.engine.recording import Ran
 
 ROUNDS = 3

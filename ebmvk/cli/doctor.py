@@ -27,6 +27,7 @@ from ebmvk import __version__
 from ebmvk.cli import parsing
 from ebmvk.config import flags
 from ebmvk.errors import ConfigError, DeviceError
+from ebmvk.host.cache_folder import cached
 
 if TYPE_CHECKING:
     from ebmvk.engine import Backend
@@ -71,6 +72,7 @@ def _doctor(command: DoctorCommand) -> int:
         return _look_at(command.checkpoint, command.device or "cpu", as_json=command.json)
     auto = choose("auto")
     record: Record = {"ebmvk": __version__, "machine": _machine(), "vulkan": _vulkan(), "auto": str(auto)}
+    record["cache"] = cached()
     if command.device is not None:
         backend = select(command.device)  # raises an error with status 2 if it can't be opened
         record["devices"] = [_tried(command.device, backend)]
@@ -216,6 +218,7 @@ def _lines(record: Record) -> list[str]:
         f"Python {machine['python']}, torch {machine['torch']}, {machine['threads']} threads",
         f"CUDA: {machine['cuda'] or 'torch has none'}",
         *_vulkan_lines(record["vulkan"]),
+        f"compiled programs and pipelines: {record['cache']}",
         f"--device auto takes {record['auto']}",
     ]
     for device in record["devices"]:

@@ -12,6 +12,7 @@ import functools
 import gc
 import hashlib
 import linecache
+import operator
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -30,10 +31,8 @@ from torch.overrides import TorchFunctionMode
 
 from ebmvk.compute import decompose, narrow
 from ebmvk.compute.functional import AliasedError, Make, functional
+from ebmvk.compute.replay import OTHER_FORMULAS, SAME, Step, agree, variations
 from ebmvk.errors import ArgumentError, UnsupportedOperation
-
-Step = Callable[..., Sequence[torch.Tensor]]
-"""A function of tensors, given one by one, to a sequence of tensors."""
 
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
@@ -78,15 +77,60 @@ def capture(
         ArgumentError: if an argument isn't a tensor, or nothing uses it.
         UnsupportedOperation: if the step looks at values, or its graph depends on the examples.
     """
+    return finished(trace(step, examples, names, spare=spare), donated=donated, others=others)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A step's own operations at the shapes of `examples`, the first half of `capture`."""
+
+    step: Step
+    examples: Sequence[torch.Tensor]
+    names: list[str]
+    graph: fx.GraphModule
+
+    @property
+    def key(self) -> str:
+        """A hash of the graph, its constants and the lines of the step that messages name, equal in
+        all processes. Empty if what comes after the trace depends on more than that, because others
+        than torch and this package say what operations are taken apart into."""
+        nodes = list(self.graph.graph.nodes)
+        called = [node.target for node in nodes if node.op.startswith("call")]
+        known = all(own is operator.getitem or getattr(own, "namespace", "") in decompose.LIBRARIES for own in called)
+        held = [getattr(self.graph, str(node.target)) for node in nodes if node.op == "get_attr"]
+        if not known or not decompose.all_own() or not all(isinstance(value, torch.Tensor) for value in held):
+            return ""
+        digest = hashlib.sha256(graph_key(self.graph).encode())
+        for node in nodes:
+            digest.update(repr(node.meta.get("stack_trace")).encode())
+        return digest.hexdigest()
+
+    def agrees(self) -> None:
+        """Raises UnsupportedOperation unless the graph is the step on another batch."""
+        agree(self.step, [(self.graph, SAME)], variations(self.examples, 1)[0], self.names)
+
+
+def trace(
+    step: Step, examples: Sequence[torch.Tensor], names: Sequence[str] | None = None, *, spare: int = 0
+) -> Traced:
+    """The graph of a step's own operations. Arguments and errors are those of `capture`."""
     names = list(names) if names is not None else [f"argument {number}" for number in range(len(examples))]
     require_tensors(names, examples)
     with _use_lazy_graph_module(True):  # graphs become Python code only if they are run
-        first = _traced(step, examples)
-        _check_graph(first, names, spare)
-        graph = _narrowed(_functional(first, examples))
-    for arguments in variations(examples) if others is None else others:
-        _agree(step, first, graph, arguments, names)
-    return Captured(graph, names, dict(donated or {}), graph_key(graph))
+        graph = _traced(step, examples)
+        _check_graph(graph, names, spare)
+    return Traced(step, examples, names, graph)
+
+
+def finished(
+    first: Traced, *, donated: dict[int, int] | None = None, others: Sequence[Sequence[torch.Tensor]] | None = None
+) -> Captured:
+    """The second half of `capture`."""
+    with _use_lazy_graph_module(True):
+        graph = _narrowed(_functional(first.graph, first.examples))
+    for arguments in variations(first.examples) if others is None else others:
+        agree(first.step, [(first.graph, SAME), (graph, OTHER_FORMULAS)], arguments, first.names)
+    return Captured(graph, first.names, dict(donated or {}), graph_key(graph))
 
 
 def require_tensors(names: Sequence[str], arguments: Sequence[object]) -> None:
@@ -332,68 +376,6 @@ def _first_use(node: fx.Node) -> str:
     return origin_of(next(iter(node.users))) if node.users else node.name
 
 
-# ------------------------------------------------------------------------------------------- replay
-
-
-def variations(examples: Sequence[torch.Tensor], count: int = 2) -> list[list[torch.Tensor]]:
-    """Other arguments of the same shapes: integers in another order, floats moved by some per cent.
-    What isn't negative stays so, and zeros become positive."""
-    return [[_varied(example, 1000 * seed + n) for n, example in enumerate(examples)] for seed in range(1, count + 1)]
-
-
-def _varied(example: torch.Tensor, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    value = example.detach()
-    if value.is_floating_point():
-        factor = 1 + 0.1 * (2 * torch.rand(value.shape, generator=generator, dtype=value.dtype) - 1)
-        noise = torch.rand(value.shape, generator=generator, dtype=value.dtype)
-        scale = value.abs().mean() if value.numel() else 0
-        moved = value * factor + 0.05 * noise * (scale or 0.1)
-        return torch.where(torch.isfinite(value), moved, value)
-    if value.dim() == 0:
-        return value if value.dtype == torch.bool else value + seed % 3 + 1
-    order = torch.randperm(value.numel(), generator=generator)
-    return value.reshape(-1)[order].reshape(value.shape)
-
-
-def _agree(
-    step: Step, first: fx.GraphModule, last: fx.GraphModule, arguments: Sequence[torch.Tensor], names: Sequence[str]
-) -> None:
-    """Raises UnsupportedOperation if a graph's results differ from the step's."""
-
-    def copies() -> list[torch.Tensor]:
-        return [argument.detach().clone() for argument in arguments]
-
-    eager_in, first_in, last_in = copies(), copies(), copies()
-    with sdpa_kernel(SDPBackend.MATH):
-        expected = [result.detach() for result in step(*eager_in)]
-        with torch.no_grad():
-            traced = first(*first_in)
-            functional = last(*last_in)
-    # The first graph runs the step's own operations: only their order of summation may differ.
-    # The second one uses other formulas for some of them.
-    for results, changed, tolerance in ((traced, first_in, 3e-6), (functional, last_in, 2e-3)):
-        everything = zip([*expected, *eager_in], [*results, *changed], strict=True)
-        for number, (want, got) in enumerate(everything):
-            error = _relative(got, want)
-            if not error <= tolerance:
-                what = f"result {number}" if number < len(expected) else names[number - len(expected)]
-                raise UnsupportedOperation(
-                    f"the compiled step isn't the step itself: on another batch, {what} differs by {error:.2g} "
-                    f"of its norm",
-                    why="Some value was read while tracing and became a constant, or the step isn't a pure function.",
-                    hint="Look for numbers that depend on tensors, for random numbers and for global state.",
-                )
-
-
-def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
-    """The norm of the difference over the norm; equal infinities and NaN count as equal."""
-    a, b = got.detach().double(), want.detach().double()
-    same = (a == b) | (torch.isnan(a) & torch.isnan(b))
-    difference = torch.where(same, torch.zeros_like(a), a - b).norm()
-    return float(difference / torch.where(torch.isfinite(b), b, torch.zeros_like(b)).norm().clamp_min(1e-12))
-
-
 # --------------------------------------------------------------------------------------------- key
 
 
@@ -415,8 +397,9 @@ def graph_key(graph: fx.GraphModule) -> str:
         target = "" if node.op in {"placeholder", "get_attr"} else str(node.target)
         digest.update(repr((node.op, target, args, shapes)).encode())
         if node.op == "get_attr":
-            held = getattr(graph, str(node.target))
-            digest.update(held.detach().cpu().contiguous().numpy().tobytes())
+            held = getattr(graph, str(node.target)).detach().cpu().contiguous()
+            digest.update(repr((tuple(held.shape), str(held.dtype))).encode())
+            digest.update(held.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -8,25 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from ebmvk.compute.compiled import Compiled as OnDevice
+from ebmvk.compute.held import Held
+from ebmvk.compute.programs import Array, Backend, Compiled, Operations, Runner, Tree, opened
 from ebmvk.compute.rewrite import Limits
 from ebmvk.compute.sequence import Sequence as InSequence
-from ebmvk.compute.step import (
-    Array,
-    Backend,
-    Compiled,
-    CompiledStep,
-    Operations,
-    Runner,
-    TrainingStep,
-    Tree,
-    kept_arrays,
-    opened,
-)
+from ebmvk.compute.step import CompiledStep, TrainingStep
 from ebmvk.engine.recording import Ran
-from ebmvk.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -70,19 +59,21 @@ class Chain:
         device = opened(device) if backend == "vulkan" else None
         self.backend, self.device, self.recorder, self.limits = backend, device, device, limits
         self._keeps = {name: set(link.keeps) for name, link in links.items()}
-        self.steps = {name: CompiledStep(link.step, backend, device, check, limits) for name, link in links.items()}
         runners: list[Runner] = []
-        for step in self.steps.values():
-            step.chained = runners
+        self.steps = {
+            name: CompiledStep(
+                link.step, runners, backend=backend, device=device, check=check, limits=limits
+            )
+            for name, link in links.items()
+        }  # fmt: skip
         self.ran: Ran | None = None
         self.cpu_ops = 0
-        self._kept: tuple[Tree, dict[str, Tree]] | None = None
-        self._fresh = True
+        self._held = Held()
         self._sequences: dict[tuple[object, ...], InSequence] = {}
 
     def start(self, parameters: Tree, state: Mapping[str, Tree]) -> None:
         """Set the parameters and the state for the next `run`."""
-        self._kept, self._fresh = (parameters, dict(state)), True
+        self._held.start(parameters, dict(state))
         for name, step in self.steps.items():
             step.start(parameters, {key: own for key, own in state.items() if key in self._keeps[name]})
 
@@ -132,37 +123,19 @@ class Chain:
 
         keys: the entries of the state to read; all by default.
         """
-        if self._kept is None:
-            raise ArgumentError("the steps have no parameters yet", hint="Call start(parameters, state) first.")
-        parameters, state = self._kept[0], {k: v for k, v in self._kept[1].items() if keys is None or k in keys}
-        programs = self._programs()
-        if self._fresh or not programs:
-            return parameters, state
-        arrays = programs[0].runner.read(list(kept_arrays(parameters, state)))
-        leaves, spec = pytree.tree_flatten((parameters, state))
-        values = [torch.from_numpy(own).to(leaf.dtype) for own, leaf in zip(arrays.values(), leaves, strict=True)]
-        read: tuple[Tree, dict[str, Tree]] = pytree.tree_unflatten(values, spec)
-        return read
+        state = {key: own for key, own in self._held.trees[1].items() if keys is None or key in keys}
+        return self._held.read(self._first, state)
 
     def lent(self) -> tuple[Tree, Runner]:
         """Parameters and a program that holds them, as `CompiledStep.lent`.
 
         Raises ArgumentError if nothing is prepared yet.
         """
-        programs = self._programs()
-        if self._kept is None or not programs:
-            raise ArgumentError(
-                "the steps have no programs yet, so no parameters on the device to share",
-                hint="Call start(parameters, state), then prepare(calls).",
-            )
-        self._write(programs[0].runner)
-        return self._kept[0], programs[0].runner
+        return self._held.lent(self._first, "Call start(parameters, state), then prepare(calls).")
 
-    def _write(self, runner: Runner) -> None:
-        """Write what `start` gave, unless that has happened."""
-        if self._fresh and self._kept is not None:
-            runner.write(kept_arrays(*self._kept))
-            self._fresh = False
+    @property
+    def _first(self) -> Runner | None:
+        return next((compiled.runner for compiled in self._programs()), None)
 
     @property
     def nbytes(self) -> dict[str, int]:
@@ -180,15 +153,13 @@ class Chain:
         return [made for step in self.steps.values() for made in step.programs.values()]
 
     def _found(self, calls: Sequence[Call], making: Callable[[], None]) -> list[tuple[Compiled, dict[int, Array]]]:
-        if self._kept is None:
-            raise ArgumentError("the steps have no parameters yet", hint="Call start(parameters, state) before run.")
         order = list(self.steps)
         found = {}
         for at in sorted(range(len(calls)), key=lambda at: order.index(calls[at].step)):
             call = calls[at]
             found[at] = self.steps[call.step].found(call.batch, call.scalars, making)
         programs = [found[at][0] for at in range(len(calls))]
-        self._write(programs[0].runner)
+        self._held.write(programs[0].runner)
         return [found[at] for at in range(len(calls))]
 
     def _run(

@@ -50,6 +50,7 @@ class Compiled:
         alias: intermediate results share memory; see `plan.make_plan`.
         poison: for tests: fills memory with NaN before it is written and after its last use.
         lower: for tests: makes kernels of nodes.
+        plan: what `make_plan` made of the same program and arguments before.
 
     Attributes:
         plan: places, sizes and segments.
@@ -73,6 +74,7 @@ class Compiled:
         alias: bool = True,
         poison: bool = False,
         lower: Lower = lower,
+        plan: Plan | None = None,
     ) -> None:
         self.recorder = recorder
         self.program = program
@@ -80,7 +82,9 @@ class Compiled:
         self.names = [str(i) for i in range(len(program.leaves))] if names is None else list(names)
         if len(set(self.names)) != len(program.leaves):
             raise ValueError(f"{len(program.leaves)} leaves need as many different names")
-        self.plan: Plan = make_plan(program, recorder.limits, fed=fed, fetched=fetched, alias=alias, lower=lower)
+        self.plan: Plan = plan or make_plan(
+            program, recorder.limits, fed=fed, fetched=fetched, alias=alias, lower=lower
+        )
         self.fed = self._fed_leaves(fed)
         self.arena = Arena(recorder) if arena is None else arena
         self.arena.reserve(max(self.plan.nbytes["arena"], recorder.alignment))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -194,11 +194,37 @@ def register(operation: Any, function: Callable[..., Any]) -> None:
     primitive."""
     _REGISTERED[operation] = function
     _table.cache_clear()
+    _all_own.cache_clear()
 
 
 def table() -> Table:
     """The decompositions in use: torch's, but not those of primitives, and ours."""
     return _table(len(library.REFERENCES))  # modules that are imported later add operations
+
+
+_OWN = frozenset({"torch", "ebmvk"})
+LIBRARIES = frozenset({"aten", "prims", "ebmvk"})
+"""Operations that torch and this package take apart."""
+
+
+def all_own() -> bool:
+    """True if nobody else says what the operations of `LIBRARIES` are taken apart into. Then it
+    follows from the versions of torch and of this package."""
+    return _all_own(len(library.REFERENCES))
+
+
+@cache
+def _all_own(operations: int) -> bool:
+    del operations
+    return all(
+        _package(function) in _OWN for operation, function in table().items() if operation.namespace in LIBRARIES
+    )
+
+
+def _package(function: Any) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    return str(getattr(function, "__module__", "")).partition(".")[0]
 
 
 @cache

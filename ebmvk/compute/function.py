@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch.utils import _pytree as pytree
 
-from ebmvk.compute.capture import capture
-from ebmvk.compute.fuse import fuse
-from ebmvk.compute.lower import lower
+from ebmvk.compute.programs import Backend, Compiled, Layout, Programs, Runner, Source, Tree, Wanted, array_of
 from ebmvk.compute.rewrite import Limits
-from ebmvk.compute.step import (
-    Backend,
-    Compiled,
-    Layout,
-    Operations,
-    Runner,
-    Tree,
-    Wanted,
-    array_of,
-    place,
-    runner_of,
-)
-from ebmvk.engine.recording import Ran, Recorder
 from ebmvk.errors import ArgumentError
 
 Function = Callable[[Tree, Tree], Tree]
@@ -42,26 +26,15 @@ class Lender(Wanted, Protocol):
 
 
 @dataclass
-class CompiledFunction:
+class CompiledFunction(Programs):
     """A function that runs as planned programs, one for each set of shapes.
 
     Call it like the function itself: (parameters, inputs) -> results. To keep the parameters on the
     device between calls, use `start` and `run`; with `of`, use `run` alone.
-
-    ran: what the last run did on the device; None in numpy. cpu_ops: torch's operations on the host
-    between its submission and its end.
     """
 
     function: Function
     of: Lender | None = None
-    backend: Backend = "vulkan"
-    device: Any = None
-    check: bool = True
-    limits: Limits | None = None
-    programs: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
-    recorder: Recorder | None = None
-    ran: Ran | None = None
-    cpu_ops: int = 0
     _kept: Tree | None = None
     _fresh: bool = True
 
@@ -85,10 +58,7 @@ class CompiledFunction:
         """
         compiled, leaves = self._ready(inputs, making)
         fed = {position: array_of(leaves[position]) for position in range(compiled.layout.kept, len(leaves))}
-        with Operations() as operations:
-            result = compiled.runner.run(fed)
-        self.cpu_ops, self.ran = operations.count, getattr(result, "ran", None)
-        return compiled.recorded(result.outputs)
+        return self._run(compiled, fed)
 
     def ready(self, inputs: Tree, making: Callable[[], None] = lambda: None) -> Compiled:
         """The program that `run` would run, with its parameters in place. making: as for `run`."""
@@ -116,24 +86,11 @@ class CompiledFunction:
         return self._kept, next(iter(self.programs.values())).runner if self.programs else None
 
     def _make(self, layout: Layout, leaves: list[torch.Tensor], like: Runner | None) -> Compiled:
-        seen: dict[str, Any] = {}
+        def called(parameters: Tree, inputs: Tree) -> tuple[Sequence[torch.Tensor], Tree]:
+            return (), self.function(parameters, inputs)
 
-        def called(*values: torch.Tensor) -> Sequence[torch.Tensor]:
-            found = self.function(*pytree.tree_unflatten(list(values), layout.spec))
-            results, spec = pytree.tree_flatten(found)
-            for result in results:
-                if not isinstance(result, torch.Tensor):
-                    raise ArgumentError(f"the function returns {result!r}, not a tensor", hint="Return tensors only.")
-            seen["spec"], seen["dtypes"] = spec, [result.dtype for result in results]
-            return results
-
-        captured = capture(called, leaves, layout.names, others=None if self.check else [], spare=layout.kept)
-        recorder, limits = place(self.of or self)
-        program = fuse(lower(captured), limits)
-        results = list(range(len(seen["dtypes"])))
-        fed = range(layout.kept, len(leaves))
-        runner = runner_of(recorder, program, layout.names, fed, results, like, alone=True)
-        return Compiled(layout, captured, program, seen["spec"], results, seen["dtypes"], runner)
+        source = Source(called, "the function returns", spare=layout.kept)
+        return self._built(source, layout, leaves, self.of or self, like, alone=True)
 
 
 def compile_function(
@@ -158,4 +115,4 @@ def compile_function(
             inputs that nothing uses.
         UnsupportedOperation: at the first call; names the operation and the line of the function.
     """
-    return CompiledFunction(function, of, backend, device, check, limits)
+    return CompiledFunction(function, of, backend=backend, device=device, check=check, limits=limits)

@@ -7,9 +7,7 @@ of shards; they may differ in the last bits between devices.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,6 +22,7 @@ from ebmvk.engine.device_tensor import DeviceTensor, SparseRows, on_device, on_h
 from ebmvk.engine.native import array
 from ebmvk.engine.vulkan_devices import choose, extension
 from ebmvk.errors import ArgumentError, DeviceError, DeviceLost, EbmvkError, NonFinite, OutOfMemory
+from ebmvk.host.cache_folder import cache_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,16 +33,6 @@ COUNTED = tuple(field.name for field in dataclasses.fields(OpCount))
 
 
 _NO_TOKEN = 2**32 - 1  # what the kernel of `decode` writes where weights aren't finite
-
-
-def _cache_dir() -> str:
-    """The folder that keeps compiled kernels between runs. Empty if there is no home folder; then
-    none are kept.
-    """
-    try:
-        return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebmvk")
-    except RuntimeError:
-        return ""
 
 
 class VulkanPoints:
@@ -118,7 +107,7 @@ class Vulkan(Chained):
     ) -> None:
         self._extension: Any = extension()
         settings = self._extension.Options()
-        for key, value in {"cache_dir": _cache_dir(), **(options or {})}.items():
+        for key, value in {"cache_dir": str(cache_folder() or ""), **(options or {})}.items():
             setattr(settings, key, value)
         try:
             self._engine: _vulkan.Engine = self._extension.Engine(choose(index), settings)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ebmvk.compute.chain import Call, Chain, Link
-from ebmvk.compute.step import Tree
+from ebmvk.compute.programs import Tree
 from ebmvk.engine.vulkan import Vulkan
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.on_device import DID, Called

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ebmvk.compute.chain import Call, Chain, Link
-from ebmvk.compute.step import opened
+from ebmvk.compute.programs import opened
 from ebmvk.engine.recording import Ran, Recorder
 from ebmvk.engine.vulkan import Vulkan
 from ebmvk.training.parts import Outline, Parts, counted, pairs

@@ -12,7 +12,8 @@ import pytest
 import steps
 import torch
 
-from ebmvk.compute.capture import capture, variations
+from ebmvk.compute.capture import capture
+from ebmvk.compute.replay import variations
 from ebmvk.compute.step import compile_step
 from ebmvk.errors import ArgumentError, UnsupportedOperation
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from model_steps import Case, Made, in_torch, make, relative
 from torch.utils import _pytree as pytree
 
+from ebmvk.compute.codec import pack, unpack
 from ebmvk.engine.recording import Recorder
 
 DEFAULT = [
@@ -151,3 +153,20 @@ def test_a_step_is_one_submission_that_moves_little(made: Made) -> None:
     assert all(target.shape == () for _, target in copies), "all but single numbers are updated in place"
     if made.case in GATED:
         assert ran.dispatches + ran.copies <= GATES[made.case.model], (ran.dispatches, ran.copies)
+
+
+def test_a_program_is_read_from_disk_as_it_was_made(made: Made) -> None:
+    runner: Any = made.compiled.compile(*made.arguments()).runner
+    plan = runner.plan
+    read = unpack("key", pack("key", plan))
+    assert [step.lowered for step in read.steps] == [step.lowered for step in plan.steps]
+    # By hash: a comparison would walk shared parts of expressions again for each use.
+    assert [hash(step.node) for step in read.steps] == [hash(step.node) for step in plan.steps]
+    assert (read.places, read.nbytes, read.last_use) == (plan.places, plan.nbytes, plan.last_use)
+    assert (read.settled.outputs, read.settled.copies) == (plan.settled.outputs, plan.settled.copies)
+    assert read.program.origins == plan.program.origins
+    for (one, value), (other, found) in zip(
+        plan.program.constants.items(), read.program.constants.items(), strict=True
+    ):
+        assert one == other
+        assert np.array_equal(value, found)

@@ -85,6 +85,7 @@ def test_without_a_home_folder_only_the_cache_is_missing(monkeypatch: pytest.Mon
     def nobody() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
+    monkeypatch.delenv("EBMVK_CACHE_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", nobody)
     assert open_vulkan().projx(unit(2, 8, 1)).shape == (2, 8)

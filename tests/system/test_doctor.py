@@ -43,9 +43,15 @@ def test_every_operation_is_right_on_every_device(capsys: pytest.CaptureFixture[
     assert record["auto"].split(":")[0] in {"cpu", "cuda", "vulkan"}
 
 
-def test_one_device_is_described_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_device_is_described_in_words(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EBMVK_CACHE_DIR", str(tmp_path))
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "programs" / "a.program").write_bytes(bytes(3 << 20))
     assert doctor.main(["--device", "reference"]) == 0
     said = capsys.readouterr().out
+    assert f"compiled programs and pipelines: {tmp_path}: 1 files, 3.0 MiB" in said
     assert said.count("  ok ") == len(OPERATIONS)
     assert "--device auto takes" in said
     assert "Vulkan:" in said

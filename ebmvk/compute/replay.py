@@ -1,0 +1,78 @@
+"""A graph run beside the step that it was traced from, on arguments that it wasn't traced with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ebmvk.errors import UnsupportedOperation
+
+Step = Callable[..., Sequence[torch.Tensor]]
+"""A function of tensors, given one by one, to a sequence of tensors."""
+
+
+def variations(examples: Sequence[torch.Tensor], count: int = 2) -> list[list[torch.Tensor]]:
+    """Other arguments of the same shapes: integers in another order, floats moved by some per cent.
+    What isn't negative stays so, and zeros become positive."""
+    return [[_varied(example, 1000 * seed + n) for n, example in enumerate(examples)] for seed in range(1, count + 1)]
+
+
+def _varied(example: torch.Tensor, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    value = example.detach()
+    if value.is_floating_point():
+        factor = 1 + 0.1 * (2 * torch.rand(value.shape, generator=generator, dtype=value.dtype) - 1)
+        noise = torch.rand(value.shape, generator=generator, dtype=value.dtype)
+        scale = value.abs().mean() if value.numel() else 0
+        moved = value * factor + 0.05 * noise * (scale or 0.1)
+        return torch.where(torch.isfinite(value), moved, value)
+    if value.dim() == 0:
+        return value if value.dtype == torch.bool else value + seed % 3 + 1
+    order = torch.randperm(value.numel(), generator=generator)
+    return value.reshape(-1)[order].reshape(value.shape)
+
+
+SAME, OTHER_FORMULAS = 3e-6, 2e-3
+"""The first graph runs the step's own operations: only their order of summation may differ. The
+second one uses other formulas for some of them."""
+
+
+def agree(
+    step: Step, graphs: Sequence[tuple[fx.GraphModule, float]], arguments: Sequence[torch.Tensor], names: Sequence[str]
+) -> None:
+    """Raises UnsupportedOperation if a graph's results differ from the step's by more than its
+    tolerance."""
+
+    def copies() -> list[torch.Tensor]:
+        return [argument.detach().clone() for argument in arguments]
+
+    eager_in = copies()
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = [result.detach() for result in step(*eager_in)]
+        for graph, tolerance in graphs:
+            changed = copies()
+            with torch.no_grad():
+                results = graph(*changed)
+            everything = zip([*expected, *eager_in], [*results, *changed], strict=True)
+            for number, (want, got) in enumerate(everything):
+                error = _relative(got, want)
+                if not error <= tolerance:
+                    what = f"result {number}" if number < len(expected) else names[number - len(expected)]
+                    raise UnsupportedOperation(
+                        f"the compiled step isn't the step itself: on another batch, {what} differs by {error:.2g} "
+                        f"of its norm",
+                        why="Some value was read while tracing and became a constant, or the step isn't a pure "
+                        "function.",
+                        hint="Look for numbers that depend on tensors, for random numbers and for global state.",
+                    )
+
+
+def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    """The norm of the difference over the norm; equal infinities and NaN count as equal."""
+    a, b = got.detach().double(), want.detach().double()
+    same = (a == b) | (torch.isnan(a) & torch.isnan(b))
+    difference = torch.where(same, torch.zeros_like(a), a - b).norm()
+    return float(difference / torch.where(torch.isfinite(b), b, torch.zeros_like(b)).norm().clamp_min(1e-12))
