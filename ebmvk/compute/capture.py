@@ -148,14 +148,30 @@ def require_tensors(names: Sequence[str], arguments: Sequence[object]) -> None:
 
 
 @contextmanager
-def without_caches() -> Iterator[None]:
-    """Clears the caches of functions before and after tracing. A tensor that was cached before must
-    not enter the graph, and one that is cached while tracing has no values."""
+def tracing() -> Iterator[None]:
+    """What must hold while torch traces a step.
+
+    The caches of functions are empty, before and after: a tensor that was cached before must not
+    enter the graph, and one that is cached while tracing has no values.
+    """
+    _start_autograd()
     _clear_caches()
     try:
         yield
     finally:
         _clear_caches()
+
+
+@functools.cache
+def _start_autograd() -> None:
+    """Let autograd count the devices before a tracer pretends to have some.
+
+    While torch's builds for CUDA trace, they show eight GPUs, even on a machine without any. If the
+    first backward pass runs then, autograd starts a thread for each of them, and forks of the
+    process can no longer run backward passes.
+    """
+    with torch.enable_grad():
+        torch.ones((), requires_grad=True).backward()  # type: ignore[no-untyped-call]
 
 
 _KEEPS = frozenset({"torch", "sympy", "mpmath", "re", "typing", "functools", "numpy", "scipy"})
@@ -235,7 +251,7 @@ def _traced(step: Step, examples: Sequence[torch.Tensor]) -> fx.GraphModule:
 
     inputs = [example.detach() for example in examples]
     try:
-        with without_caches(), sdpa_kernel(SDPBackend.MATH), fx_traceback.preserve_node_meta(), _Lines():
+        with tracing(), sdpa_kernel(SDPBackend.MATH), fx_traceback.preserve_node_meta(), _Lines():
             graph = _make(called, decompose.lists())(*inputs)
     except (RuntimeError, TypeError, ValueError) as error:
         refused = _refused(error)

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from ebmvk.compute.capture import without_caches
+from ebmvk.compute.capture import tracing
 from ebmvk.compute.fuse_place import padded
 from ebmvk.objective.batch import Batch
 from ebmvk.training.step import Step
@@ -47,7 +47,7 @@ class Outline:
     @staticmethod
     def of(step: Step, parameters: Mapping[str, Tensor], batch: Batch) -> Outline:
         """The outline of a step's passes, found without computing anything."""
-        with without_caches(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with tracing(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             fake, given = pytree.tree_map_only(Tensor, mode.from_tensor, (dict(parameters), batch))
             (losses,), gradients = step.gradients(fake, [given])
             sums = step.sums(fake, given) if step.own_losses else torch.zeros(0)

@@ -90,6 +90,25 @@ def test_graphs_have_no_mutating_nodes_but_the_arguments_updates():
     assert changing[0].args[0].op == "placeholder"
 
 
+def test_a_process_that_has_traced_can_fork_and_train():
+    """In a fresh process, as autograd decides at its first pass. The fault was one of torch's builds
+    for CUDA; others pass in any case."""
+    program = (
+        "import os, torch; from ebmvk.compute.capture import capture\n"
+        "def step(w):\n"
+        "    w = w.detach().requires_grad_()\n"
+        "    return [torch.autograd.grad((w * w).sum(), w)[0]]\n"
+        "capture(step, [torch.ones(3)], others=[])\n"
+        "if os.fork() == 0:\n"
+        "    torch.ones((), requires_grad=True).backward()\n"
+        "    os._exit(0)\n"
+        "print(os.wait()[1])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert ended.stdout.strip() == "0", ended.stderr
+
+
 def test_variations_keep_integers_in_range_and_zeros_become_positive():
     tokens, moments, rate = torch.arange(10).reshape(2, 5), torch.zeros(4), torch.tensor(0.1)
     for other in variations([tokens, moments, rate]):
