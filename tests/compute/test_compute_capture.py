@@ -91,8 +91,8 @@ def test_graphs_have_no_mutating_nodes_but_the_arguments_updates():
 
 
 def test_a_process_that_has_traced_can_fork_and_train():
-    """In a fresh process, as autograd decides at its first pass. The fault was one of torch's builds
-    for CUDA; others pass in any case."""
+    """In a fresh process, as autograd decides at its first pass. It failed with builds of torch
+    for CUDA."""
     program = (
         "import os, torch; from ebmvk.compute.capture import capture\n"
         "def step(w):\n"
