@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from ebmvk.training import passes, trainer
 
 from .conftest import Command, made_up_text, rows
 from .damage import edit
+from .processes import Process
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -288,17 +287,10 @@ def test_a_new_run_refuses_the_folder_of_an_old_one(trained: Path, ebmvk: Comman
     assert f"--resume --run-dir {trained}" in said.err
 
 
-def _start(run: Path, text: Path, tiny: Path, device: str, *settings: object) -> subprocess.Popen[str]:
+def _start(run: Path, text: Path, tiny: Path, device: str, *settings: object) -> Process:
     """Start training in a process of its own, and return once it has reached its third step."""
-    command = [sys.executable, "-m", "ebmvk.train", "--run-dir", run, "--dataset", text, "--config", tiny, "--device"]
-    more = [device, "--steps", 100000, "--save-every", 2, *(settings or EVALUATE_NEVER)]
-    process = subprocess.Popen(
-        [str(part) for part in (*command, *more)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    command = ("train", "--run-dir", run, "--dataset", text, "--config", tiny, "--device", device)
+    process = Process(*command, "--steps", 100000, "--save-every", 2, *(settings or EVALUATE_NEVER))
     deadline = time.monotonic() + 200
     while not ((run / "metrics.jsonl").is_file() and len(rows_so_far(run)) >= 4):
         assert process.poll() is None, process.communicate()[1]
