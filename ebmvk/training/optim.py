@@ -66,7 +66,10 @@ class Optimizer:
                 dtype=muon_dtype(config),
             )
         )
-        self._kinds: list[tuple[AdamW | Muon, tuple[str, ...]]] = [(self.adam, ADAM_SLOTS), *([(self.muon, MUON_SLOTS)] if self.muon else [])]
+        self._kinds: list[tuple[AdamW | Muon, tuple[str, ...]]] = [
+            (self.adam, ADAM_SLOTS),
+            *([(self.muon, MUON_SLOTS)] if self.muon else []),
+        ]
 
     def zero_grad(self) -> None:
         """Drop all gradients."""

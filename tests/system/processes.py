@@ -21,6 +21,11 @@ from typing import IO, Any
 
 from bench.changes import start
 
+
+def _file() -> IO[bytes]:
+    return tempfile.TemporaryFile()  # noqa: SIM115  # as long as its process
+
+
 NAMES = ("stdin", "stdout", "stderr")
 
 
@@ -49,7 +54,7 @@ class Process:
         if fresh is None:
             fresh = os.environ.get("EBMVK_TEST_DEVICE", "cpu") != "cpu"
         self._fresh, self._session, self._closed, self._env = fresh, new_session, closed, {**(env or {})}
-        self._kept = [tempfile.TemporaryFile() if stream is None else None for stream in (stdout, stderr)]
+        self._kept = [_file() if stream is None else None for stream in (stdout, stderr)]
         self._streams = (stdin, *(own or kept for own, kept in zip((stdout, stderr), self._kept, strict=True)))
         self.returncode: int | None = None
         self.pid = start(self._work)
@@ -107,7 +112,7 @@ class Process:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.environ.update(self._env)
         if self._fresh:
-            os.execv(sys.executable, [sys.executable, "-m", "ebmvk", *self.arguments])
+            os.execv(sys.executable, [sys.executable, "-m", "ebmvk", *self.arguments])  # noqa: S606
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or it warns about the fork
         for number, name in enumerate(NAMES):
             setattr(sys, name, self._opened(number))
@@ -115,12 +120,12 @@ class Process:
 
     def _opened(self, number: int) -> io.TextIOWrapper:
         """A standard stream, as the interpreter opens it."""
-        return open(  # noqa: SIM115  # until the end of the process
+        return open(  # until the end of the process
             number,
             "w" if number else "r",
-            buffering=1 if number == 2 or os.isatty(number) else -1,  # noqa: PLR2004  # standard error
+            buffering=1 if number == 2 or os.isatty(number) else -1,  # standard error
             encoding=self._encoding(),
-            errors="backslashreplace" if number == 2 else "strict",  # noqa: PLR2004
+            errors="backslashreplace" if number == 2 else "strict",
             closefd=False,
         )
 

@@ -27,6 +27,8 @@ from ebmvk.sampling.registry import SAMPLERS
 
 from .conftest import Command, Page, need_vulkan, rows
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 _FLAGS = {
     "train": """
         --size --device --seed --deterministic --no-deterministic --dataset --data-dir --include --raw --no-raw
@@ -392,8 +394,8 @@ def test_builtin_text_can_be_trained_evaluated_and_continued(ebmvk: Command, tmp
 
 def test_training_on_vulkan_dispatches_there(ebmvk: Command, tiny: Path, text: Path, tmp_path: Path) -> None:
     need_vulkan()
-    run = tmp_path / "run"
-    said = ebmvk("train", "--device", "vulkan", "--config", tiny, "--dataset", text, "--run-dir", run, "--steps", 2)
+    run, small = tmp_path / "run", ("--n-layers", 1, "--latent-dim", 16, "--steps", 2, "--eval-tokens", 40)
+    said = ebmvk("train", "--device", "vulkan", "--config", tiny, "--dataset", text, "--run-dir", run, *small)
     assert said.status == 0, said.err
     counts = rows(run, "end")[0]["counts"]
     assert all(counts[op]["dispatches"] > 0 for op in ("topk", "energy_score", "langevin")), counts
