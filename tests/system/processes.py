@@ -23,7 +23,7 @@ from bench.changes import start
 
 
 def _file() -> IO[bytes]:
-    return tempfile.TemporaryFile()  # noqa: SIM115  # as long as its process
+    return tempfile.TemporaryFile()
 
 
 NAMES = ("stdin", "stdout", "stderr")
