@@ -38,7 +38,9 @@ def diagnose(ebmvk: Command, device: str) -> Command:
     return call
 
 
-@pytest.mark.parametrize("model", LACKING)
+@pytest.mark.parametrize(
+    "model", [pytest.param(model, marks=pytest.mark.slow if model == "minillm" else ()) for model in LACKING]
+)  # minillm has the sections of plain
 def test_a_diagnosis_of_every_model_has_the_sections_that_apply(
     model: str, train: Command, trained: Path, diagnose: Command, ebmvk: Command, tmp_path: Path, device: str
 ) -> None:

@@ -32,7 +32,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path, devi
 
 
 @pytest.mark.usefixtures("little_search")
-@pytest.mark.parametrize("flags", [PLAIN, ("--no-use-splat",)], ids=str)
+@pytest.mark.parametrize("flags", [PLAIN, pytest.param(("--no-use-splat",), marks=pytest.mark.slow)], ids=str)
 def test_a_model_without_decoder_gets_a_memory(
     flags: tuple[str, ...], plain: Path, train: Command, ebmvk: Command, tmp_path: Path, device: str
 ) -> None:
@@ -221,7 +221,7 @@ def test_patience_ends_a_run(train: Command, ebmvk: Command, tmp_path: Path) -> 
     assert rows(run, "end")[-1]["step"] == 5
 
 
-@pytest.mark.parametrize("model", ["ebm", "minillm"])
+@pytest.mark.parametrize("model", ["ebm", pytest.param("minillm", marks=pytest.mark.slow)])
 def test_windows_from_single_documents_score_the_same_tokens(
     model: str, ebmvk: Command, tiny: Path, tmp_path: Path
 ) -> None:
