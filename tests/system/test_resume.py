@@ -173,11 +173,13 @@ def test_a_resumed_run_reads_on_where_it_stopped_with_another_batch_size(train: 
 
 
 def test_epochs_count_the_text_that_was_read_at_any_batch_size(train: Command, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(run, *STEADY, "--epochs", 2, "--batch-size", 4, "--stop-after", 5)
+    run, text = tmp_path / "run", tmp_path / "short.txt"
+    text.write_text(SHORT, encoding="utf-8")
+    flags = ("--dataset", text, "--eval-every", 1000)
+    train(run, *STEADY, *flags, "--epochs", 3, "--batch-size", 4, "--stop-after", EPOCH + 1)
     train(run, "--resume", "--batch-size", 2, "--quiet")
     per_epoch = open_windows(run)
-    assert 0 <= rows(run, "end")[0]["progress"]["windows"] - 2 * per_epoch < 2  # the last batch may go beyond
+    assert 0 <= rows(run, "end")[0]["progress"]["windows"] - 3 * per_epoch < 2  # the last batch may go beyond
 
 
 def open_windows(run: Path) -> int:
