@@ -28,6 +28,8 @@ from ebmvk.sampling.registry import SAMPLERS
 from .conftest import Command, Page, need_vulkan, rows
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
+SMALL = ("--n-layers", 1, "--latent-dim", 16, "--steps", 2, "--eval-tokens", 40)
+"""Of models whose layers run on a Vulkan device, where each one takes seconds to compile."""
 
 _FLAGS = {
     "train": """
@@ -394,19 +396,20 @@ def test_builtin_text_can_be_trained_evaluated_and_continued(ebmvk: Command, tmp
 
 def test_training_on_vulkan_dispatches_there(ebmvk: Command, tiny: Path, text: Path, tmp_path: Path) -> None:
     need_vulkan()
-    run, small = tmp_path / "run", ("--n-layers", 1, "--latent-dim", 16, "--steps", 2, "--eval-tokens", 40)
-    said = ebmvk("train", "--device", "vulkan", "--config", tiny, "--dataset", text, "--run-dir", run, *small)
+    run = tmp_path / "run"
+    said = ebmvk("train", "--device", "vulkan", "--config", tiny, "--dataset", text, "--run-dir", run, *SMALL)
     assert said.status == 0, said.err
     counts = rows(run, "end")[0]["counts"]
     assert all(counts[op]["dispatches"] > 0 for op in ("topk", "energy_score", "langevin")), counts
     assert "vulkan" in rows(run, "start")[0]["device"]
 
 
-def test_a_text_read_on_vulkan_has_the_figures_of_the_processor(ebmvk: Command, trained: Path) -> None:
+def test_a_text_read_on_vulkan_has_the_figures_of_the_processor(ebmvk: Command, train: Command, tmp_path: Path) -> None:
     need_vulkan()
-    found = []
+    run, found = tmp_path / "run", []
+    train(run, *SMALL, "--quiet", "--sample-tokens", 0)
     for where in ("vulkan", "cpu"):
-        said = ebmvk("evaluate", "--checkpoint", trained, "--device", where, "--limit", 30)
+        said = ebmvk("evaluate", "--checkpoint", run, "--device", where, "--limit", 30)
         assert said.status == 0, said.err
         assert ("the layers run there, too" in said.out) == (where == "vulkan")
         found.append(float(said.out.split("nats per token")[1].split()[0]))
