@@ -16,7 +16,7 @@ SMALLER = {
     ", 60": ", 12",
     '"--prompts", 20, "--max-tokens", 64': '"--prompts", 2, "--max-tokens", 8',
 }
-"""What is made smaller before the notebook runs: the model, the text and the texts it writes."""
+"""Replacements in the code before it runs: a smaller model, a shorter text, shorter answers."""
 
 
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
