@@ -168,7 +168,7 @@ def test_metrics_have_every_step_with_its_parts_and_every_evaluation(trained: Pa
 
 
 def test_training_learns(train: Command, tmp_path: Path) -> None:
-    train(tmp_path / "run", "--steps", 60, "--lr", 0.01, "--quiet", "--sample-tokens", 0)
+    train(tmp_path / "run", "--steps", 60, "--lr", 0.01, "--quiet", "--sample-tokens", 0, "--eval-every", 60)
     loss = [row["parts"]["ce"] for row in rows(tmp_path / "run", "step")]
     # From the unigram entropy of its letters, the made-up language falls by far more than the noise
     # of a batch.
