@@ -1,4 +1,4 @@
-"""Estimates of four works on a card, from the machine code of their kernels.
+"""Estimates the times of four workloads on a card, from the machine code of their kernels.
 
 Sizes are those of the physical limits: 1,024 queries or chains, 50,000 points, d = 640, 64
 neighbours or candidates, 200 steps. A plan belongs to the code of a kernel: whoever changes the

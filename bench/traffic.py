@@ -2,8 +2,8 @@
 
 Each operation is called with arrays on the host, and with tensors on the device. `sampler` is a
 call of the Langevin sampler: queries and log probabilities in, tokens out, through the host or with
-all chains on the device. No time is measured, so a slow device counts as well as a fast one; slices
-of time are switched off, because they depend on its speed.
+all chains on the device. No time is measured, so a slow device gives the same counts as a fast one.
+Long plans aren't cut into several submissions here, because where they are cut depends on speed.
 """
 
 from __future__ import annotations

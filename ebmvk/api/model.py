@@ -19,6 +19,7 @@ from ebmvk.api.results import Energy, NearSplat, NearToken
 from ebmvk.data.tokenizer import Ids
 from ebmvk.data.windows import TokenStream
 from ebmvk.decoding.generate import Decoding, Generator
+from ebmvk.decoding.layers import token_layers
 from ebmvk.decoding.strategies import GREEDY, Strategy, of
 from ebmvk.engine.api import Points
 from ebmvk.engine.device import Device, open_device
@@ -62,8 +63,8 @@ class Model:
     True
     """
 
-    def __init__(self, run: OpenRun, device: Device) -> None:
-        self._run, self._device = run, device
+    def __init__(self, run: OpenRun, device: Device, asked: str) -> None:
+        self._run, self._device, self._asked = run, device, asked
         self._model = run.model.to(device.torch)
         self._memory: tuple[SplatStore, Points] | None = None
         with torch.no_grad():
@@ -83,6 +84,9 @@ class Model:
         >>> ebmvk.Model.open("runs/first", device="cpu")
         <ebmvk.Model ...runs/first/checkpoints/step-...>
 
+        With `device="vulkan"` the layers write texts on the device, with programs that are compiled
+        at the first text; with "auto" they do so on the CPU.
+
         Raises:
             ArgumentError: `checkpoint` isn't a path.
             CheckpointError: the checkpoint is missing, corrupt, or doesn't fit its run.
@@ -91,7 +95,7 @@ class Model:
         if not isinstance(checkpoint, str | Path):
             raise ArgumentError(f"checkpoint {checkpoint!r} isn't a path", hint='give a folder, such as "runs/first"')
         text_of(device, "device")
-        return cls(open_run(Path(checkpoint), "checkpoint", lambda _: None), open_device(device))
+        return cls(open_run(Path(checkpoint), "checkpoint", lambda _: None), open_device(device), device)
 
     @property
     def d(self) -> int:
@@ -262,7 +266,7 @@ class Model:
         return self.generate(prompt, max_tokens, strategy=GREEDY, sampler="exact")
 
     def generate_nucleus(self, prompt: str, max_tokens: int = 100, p: float = 0.9, *, seed: int = 42) -> str:
-        """`generate` from the fewest most probable tokens whose probabilities sum to p."""
+        """`generate`, but only from the fewest most probable tokens that make up p."""
         return self.generate(prompt, max_tokens, sampler="exact", seed=seed, top_p=p)
 
     def generateV2(  # noqa: N802  # its name in the original system
@@ -281,8 +285,9 @@ class Model:
 
     @cached_property
     def _generator(self) -> Generator:
-        run = self._run
-        return Generator(self._model, run.tokenizer, self._device.backend, run.config.langevin)
+        run, device = self._run, self._device
+        layers, _ = token_layers(self._model, run.config, device, self._asked)
+        return Generator(self._model, run.tokenizer, device.backend, run.config.langevin, layers=layers)
 
     def _how(
         self, max_tokens: int, strategy: Strategy, sampler: SamplerName | None, seed: int, stop: str | Sequence[str]

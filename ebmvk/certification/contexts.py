@@ -69,7 +69,7 @@ def synthetic(d: int, seed: int, count: int = CONTEXTS) -> Contexts:
 
 
 def remembering(contexts: Contexts, seed: int) -> Contexts:
-    """Some of the contexts.
+    """Some of the contexts, with a made-up memory.
 
     Each law is mixed: .7 of the context's own law and .3 of a memory of 32 tokens. The candidates
     are chosen without the memory, as a query knows nothing of it, so most of the memory's tokens

@@ -236,7 +236,7 @@ def _pooled(one: Tensor, other: Tensor, rare: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tilt_test(excess: float, variance: float, slack: float = 0.0) -> Evidence:
-    """z of the tilt s of a law q ~ p e^(s f), from draws.
+    """A z-test that the tilt s of a law q ~ p e^(s f) is 0, from draws.
 
     excess: the sum over draws of f minus its mean under p; to first order it is s times `variance`,
     the variance of that sum. Draws from several laws add up. slack: |s| up to this size is allowed.
@@ -247,9 +247,9 @@ def tilt_test(excess: float, variance: float, slack: float = 0.0) -> Evidence:
 
 
 def ratio_test(above: Tensor, below: Tensor, slack: float = 0.0) -> Evidence:
-    """z of the ratio of two means against 0, by the delta method.
+    """A z-test that the ratio of two means is 0, by the delta method.
 
-    above, below: (n,), of the same n draws.
+    above, below: (n,), of the same n draws. slack: ratios up to this size count as 0.
     """
     ratio = float(above.double().mean() / below.double().mean())
     left = above.double() - ratio * below.double()

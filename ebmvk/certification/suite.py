@@ -1,4 +1,4 @@
-"""Tables of the tests, and of the mutants that each must catch; runs all."""
+"""Lists the tests, and the broken samplers (mutants) that each must catch, and runs them all."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Certificate:
 
     @property
     def level(self) -> float:
-        """The probability that a right sampler fails any check."""
+        """The probability that a right sampler fails at least one check."""
         return FAMILY_LEVEL
 
     @property

@@ -88,8 +88,8 @@ def coarse(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_s
 def registered(
     sampler: str, backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_steps: int | None = None
 ) -> Findings:
-    """Tokens of every fifth context by any registered sampler of states; `langevin_steps` is
-    doubled while that helps.
+    """Test the tokens that a registered sampler draws in every fifth context. `langevin_steps` is
+    doubled for as long as that helps.
     """
     few = contexts.some(slice(1, None, 5))
     own = (few.bias, few.concentrations)

@@ -25,7 +25,7 @@ from ebmvk.sampling.registry import SamplerName
 class CompareCommand:
     # The model: a run folder (its latest complete checkpoint), RUN/best, or a checkpoint folder.
     checkpoint: Path = Path(NEWEST)
-    # Another run that scores the texts too; its tokens may be others.
+    # Another run that scores the texts too; it may have other tokens.
     judge: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     # Named strategies to compare, such as nucleus or greedy; by default all.
     strategy: tyro.conf.UseAppendAction[tuple[str, ...]] = ()

@@ -46,13 +46,14 @@ class EvaluateCommand:
     include: Include = ()  # Also read files with these names in the folder --dataset, for example '*.py'.
     raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
     test_file: File = None  # Score all of this text file instead.
-    tokenizer: Folder = None  # Not needed, as a run keeps its own; fails if this is another.
+    tokenizer: Folder = None  # The run's own tokenizer, for checking only; another one is refused.
     split: Literal["train", "validation", "test"] = "validation"  # Which part of the text to score.
     limit: Tokens = None  # Score only the first TOKENS.
     context: Tokens = None  # Length of a window; by default seq_length.
-    stride: Tokens = None  # Distance of two windows; by default half the context.
+    stride: Tokens = None  # Distance between two windows; by default half the context.
     memory: Tiers = "none"  # Tiers of `ebmvk memory` to use; each is reported.
-    memory_capacity: Annotated[int | None, tyro.conf.arg(metavar="SPLATS")] = None  # Most episodic splats; 10,000.
+    # The most splats that the episodic memory may have; by default 10,000.
+    memory_capacity: Annotated[int | None, tyro.conf.arg(metavar="SPLATS")] = None
     scramble_memory: bool = False  # A control: exchange the tokens of the memory's contexts.
     against: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # Another run, compared on the same tokens.
     against_memory: Tiers = "none"  # Tiers of that run's own memory to use.
@@ -110,7 +111,8 @@ def _check(command: EvaluateCommand) -> None:
     """Check the flags, without the run or torch. Raises ConfigError."""
     if command.test_file and command.dataset:
         raise ConfigError(
-            f"--test-file {command.test_file} with --dataset {command.dataset}", hint="remove one of the two"
+            f"--test-file {command.test_file} doesn't work with --dataset {command.dataset}",
+            hint="remove one of the two",
         )
     if command.limit is not None and command.limit < 1:
         raise ConfigError(f"--limit {command.limit} is below 1", hint="give a number of tokens")
@@ -124,7 +126,7 @@ def _check(command: EvaluateCommand) -> None:
     for flag, mode in (("--memory", command.memory), ("--against-memory", command.against_memory)):
         if command.split == "train" and mode in ("static", "both"):
             raise ConfigError(
-                f"{flag} {mode} with --split train",
+                f"{flag} {mode} doesn't work with --split train",
                 why="the static splats come from this very text, so each context would find itself",
                 hint="use --split validation",
             )
@@ -214,7 +216,7 @@ def _text(command: EvaluateCommand, run: OpenRun) -> Text:
 
     reading = Reading(tuple(command.include), command.raw)
     if command.include and not command.dataset:
-        raise ConfigError(f"--include {command.include[0]} without --dataset", hint="add --dataset FOLDER")
+        raise ConfigError(f"--include {command.include[0]} needs --dataset", hint="add --dataset FOLDER")
     if command.test_file:
         return Text(read_whole(command.test_file, "--test-file", reading), "test", NOT_ASKED)
     data_dir, split = command.data_dir or run.config.data.data_dir, command.split

@@ -59,7 +59,7 @@ class GenerateCommand:
     stream: bool = False  # Print the text while it is written.
     # Also write prompts and texts to this file, one JSON object per line.
     output: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
+    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference. With vulkan, the layers run there, too.
     quiet: bool = False  # Print only the texts, with an empty line between them.
 
 
@@ -98,7 +98,7 @@ def _strategy(command: GenerateCommand, given: Sequence[str]) -> Strategy:
     if other := min(chosen, default="strategy" if "--strategy" in given else None):
         value = command.strategy if other == "strategy" else own[other]
         raise ConfigError(
-            f"--greedy with --{other.replace('_', '-')} {value}",
+            f"--greedy doesn't work with --{other.replace('_', '-')} {value}",
             why="the most probable token stays the same, so the other flag would do nothing",
             hint="remove one of the two",
         )
@@ -114,7 +114,7 @@ def _prompts(command: GenerateCommand) -> list[str] | None:
     path = command.prompt_file
     if path is None:
         if command.batch_generate:
-            raise ConfigError("--batch-generate without --prompt-file", hint="name the file whose lines are prompts")
+            raise ConfigError("--batch-generate needs --prompt-file", hint="name the file whose lines are prompts")
         if not command.prompt and _on_terminal():
             return None
         return list(command.prompt) or [""]
@@ -216,6 +216,7 @@ def _generate(command: GenerateCommand, given: Sequence[str]) -> int:
     _check(command)
     prompts, strategy = _prompts(command), _strategy(command, given)
     from ebmvk.decoding.generate import Decoding, Generator
+    from ebmvk.decoding.layers import token_layers
     from ebmvk.engine.device import open_device
     from ebmvk.memory.files import load
     from ebmvk.memory.law import Reader
@@ -225,16 +226,18 @@ def _generate(command: GenerateCommand, given: Sequence[str]) -> int:
     check_tokenizer(command.tokenizer, run)
     device = open_device(command.device)
     sampler = command.sampler or run.model.default_sampler
-    if not command.quiet:
-        _say(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}; {sampler}, seed {command.seed}")
+    say = (lambda _: None) if command.quiet else _say
+    layers, why = token_layers(run.model, run.config, device, command.device, say)
+    where = device.told(why)
+    say(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {where}; {sampler}, seed {command.seed}")
     how = Decoding(command.max_tokens, strategy, sampler, command.seed, command.stop)
     memory = None
     if command.memory != "none":
         memory = Reader(load(run.checkpoint.path, run.model, command.memory), command.memory, device.backend)
-    generator = Generator(run.model.to(device.torch), run.tokenizer, device.backend, run.config.langevin, memory)
+    model = run.model.to(device.torch)
+    generator = Generator(model, run.tokenizer, device.backend, run.config.langevin, memory, layers)
     if prompts is None:
-        if not command.quiet:
-            _say("Type a text to continue; an empty line starts from nothing. Ctrl-D ends.")
+        say("Type a text to continue; an empty line starts from nothing. Ctrl-D ends.")
         prompts, found = _conversation(generator, how)
     else:
         found = (_streamed if command.stream else _whole)(command, generator, prompts, how)

@@ -34,7 +34,7 @@ class HarnessCommand:
     checkpoint: Path = Path(NEWEST)  # A run (its newest usable checkpoint), RUN/best, or one checkpoint.
     memory: Literal["none", "static", "episodic", "both"] = "none"  # Tiers of `ebmvk memory` to use.
     context: Tokens = None  # Length of a window; by default seq_length.
-    stride: Tokens = None  # Distance of two windows; by default half the context.
+    stride: Tokens = None  # Distance between two windows; by default half the context.
     sampler: SamplerName = "exact"  # For tasks that ask for text.
     batch_size: str = "16"  # Number of requests at once; auto means 16.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
@@ -67,7 +67,9 @@ def _apart(args: Sequence[str]) -> tuple[list[str], list[str]]:
 def _harness(ours: list[str], lm_eval_args: list[str]) -> int:
     command = parsing.parse(HarnessCommand, ours, command="harness", known=FLAGS)
     if taken := next((flag for flag in flags.flags_in(lm_eval_args) if flag in OURS), None):
-        raise ConfigError(f"{taken} with `ebmvk harness`", hint="remove it: --checkpoint RUN names the model")
+        raise ConfigError(
+            f"{taken} doesn't work with `ebmvk harness`", hint="remove it: --checkpoint RUN names the model"
+        )
     try:
         from lm_eval.__main__ import cli_evaluate
     except ImportError as error:

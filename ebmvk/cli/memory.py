@@ -64,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
     if command.from_training and "--splats" in given:
         raise ConfigError(
-            f"--splats {command.splats} with --from-training, which doesn't build splats",
+            f"--splats {command.splats} doesn't work with --from-training, which doesn't build splats",
             hint="remove one of the two",
         )
     if command.from_training and command.fit_on == "training":
         raise ConfigError(
-            "--fit-on training with --from-training, whose splats contain all of the training text",
+            "--fit-on training doesn't work with --from-training, whose splats contain all of the training text",
             hint="remove --fit-on, or remove --from-training to build new splats",
         )
     from ebmvk.memory.static import MAX_SPLATS

@@ -90,7 +90,7 @@ def lead(body: Callable[[Ranks | None], int], followers: Callable[[Ranks], Mappi
     The other processes do what it tells them. With one process, `body` is called with None and
     nothing is imported.
 
-    followers: returns {name: function} of what the other processes can be told to do.
+    followers: returns {name: function}, what the first process can tell the others to do.
     """
     if processes() == 1:
         return body(None)

@@ -1,8 +1,8 @@
 """Gives the functions of commands real signatures, so that editors and `help` list their settings.
 
 `ebmvk.train(**settings)` takes every flag of `ebmvk train` as a keyword argument. Its signature is
-made from the dataclass of the command's flags, but only when somebody asks for it: that takes
-milliseconds, which importing the package shouldn't.
+made from the dataclass of the command's flags, but only when somebody asks for it, because that
+takes milliseconds and importing the package must be fast.
 """
 
 from __future__ import annotations

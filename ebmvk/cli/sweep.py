@@ -28,7 +28,7 @@ class SweepCommand:
     # Training flags of all runs, in one string. A table adds --model infinito unless they name a
     # model.
     flags: str = "--model infinito --preset small"
-    folder: Path = Path("runs/sweep")  # Folder of the runs; the same folder continues.
+    folder: Path = Path("runs/sweep")  # Folder of the runs. A stopped sweep continues there.
     jobs: int = 1  # Number of runs at once.
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None  # Threads of torch in each run.
     trials: int = 0  # Search: train this many runs that Optuna chooses.
@@ -80,11 +80,11 @@ def _sweep(command: SweepCommand) -> int:
     if command.trials < 0:
         raise ConfigError(f"--trials {command.trials} is below 0", hint="give the number of runs that Optuna chooses")
     if command.search and not command.trials:
-        raise ConfigError(f"--search {command.search[0]} without --trials", hint="add --trials 10, for example")
+        raise ConfigError(f"--search {command.search[0]} needs --trials", hint="add --trials 10, for example")
     try:
         shared = shlex.split(command.flags)
     except ValueError as error:
-        raise ConfigError(f"--flags {command.flags!r}: {error}", hint="close the quotation in it") from None
+        raise ConfigError(f"--flags {command.flags!r}: {error}", hint="close the quotation mark") from None
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -1,9 +1,9 @@
 """A step as a graph: traced once at fixed shapes, then made functional and taken apart.
 
-A step is a pure function of tensors. What would make its graph wrong for another batch is refused
-here: looks at values (`.item()`, `.tolist()`, `.numpy()`, `float()`), numbers in place of tensors,
-arguments that nothing uses, parameters that it reaches without being given them. Each new graph
-is run on two other batches, with other weights and scalars, and must agree with the step itself.
+A step is a pure function of tensors. It is refused if its graph would be wrong for another batch:
+if it reads values (`.item()`, `.tolist()`, `.numpy()`, `float()`), gets numbers in place of
+tensors, ignores an argument, or uses a parameter that isn't passed to it. Each new graph is run on
+two other batches, with other weights and scalars, and must agree with the step itself.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def require_tensors(names: Sequence[str], arguments: Sequence[object]) -> None:
 
 @contextmanager
 def without_caches() -> Iterator[None]:
-    """Tensors that a cached function made outside must not enter the graph, and those that it makes
-    while tracing have no values and must not stay."""
+    """Clears the caches of functions before and after tracing. A tensor that was cached before must
+    not enter the graph, and one that is cached while tracing has no values."""
     _clear_caches()
     try:
         yield
@@ -177,7 +177,7 @@ def _note_backward(graph: fx.GraphModule) -> None:
 
 
 def graph_of(step: Step, examples: Sequence[torch.Tensor], names: Sequence[str] | None = None) -> Captured:
-    """The graph of a function without any check; it may keep constants that caches hold. For tests
+    """The graph of a function, which isn't checked; it may contain constants from caches. For tests
     of single operations."""
     with sdpa_kernel(SDPBackend.MATH), fx_traceback.preserve_node_meta():
         first = _make(lambda *args: list(step(*args)), decompose.lists())(*examples)
@@ -323,8 +323,7 @@ def _check_graph(graph: fx.GraphModule, names: Sequence[str], spare: int = 0) ->
             held = getattr(graph, str(node.target), None)
             if isinstance(held, torch.Tensor) and held.requires_grad:
                 raise ArgumentError(
-                    f"the step reaches a parameter of shape {tuple(held.shape)} that it wasn't given: "
-                    f"{_first_use(node)}",
+                    f"the step uses a parameter of shape {tuple(held.shape)} that it wasn't given: {_first_use(node)}",
                     hint="Pass every parameter in `parameters`; call modules with torch.func.functional_call.",
                 )
 

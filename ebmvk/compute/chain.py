@@ -1,5 +1,5 @@
-"""Steps that share what they keep and run one after another with one wait: passes over parts of a
-batch, and then the update."""
+"""Several steps over the same parameters and state, run one after another with one wait for the
+device: for example passes over parts of a batch, and then the update."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Call:
-    """A run of a step. step: its name in the chain."""
+    """One run of a step. step: its name in the chain."""
 
     step: str
     batch: Tree
@@ -50,12 +50,12 @@ class Chain:
     """Compiled steps over the same parameters and state.
 
     Each step is a function (parameters, part of the state, batch, scalars) -> (parameters, part of
-    the state, record); what it doesn't change it returns as it is. A step that is called several
-    times in a run is compiled once.
+    the state, record). It returns what it doesn't change, too. A step that is called several times
+    in a run is compiled once.
 
     Args:
-        links: by name. Arguments find their places on the device in this order: a step that
-            updates many of them together comes before those that only read them.
+        links: the steps, by name. Arguments are placed on the device in this order, so a step that
+            updates many of them together must come before steps that only read them.
         backend, device, check, limits: see `compile_step`.
 
     Attributes:
@@ -81,7 +81,7 @@ class Chain:
         self._sequences: dict[tuple[object, ...], InSequence] = {}
 
     def start(self, parameters: Tree, state: Mapping[str, Tree]) -> None:
-        """Parameters and state for the next `run`."""
+        """Set the parameters and the state for the next `run`."""
         self._kept, self._fresh = (parameters, dict(state)), True
         for name, step in self.steps.items():
             step.start(parameters, {key: own for key, own in state.items() if key in self._keeps[name]})
@@ -112,8 +112,8 @@ class Chain:
         """Run steps one after another, with one wait.
 
         Args:
-            given: values of some kept arguments, by names such as "state['x']", set before.
-            taken: names of kept arguments to bring to the host after.
+            given: values to write to kept arguments before the run, by names such as "state['x']".
+            taken: names of kept arguments to bring to the host after the run.
 
         Returns:
             The record of each call, and the arguments taken.
@@ -128,8 +128,10 @@ class Chain:
         return records, {name: torch.from_numpy(array) for name, array in brought.items()}
 
     def read(self, keys: Collection[str] | None = None) -> tuple[Tree, dict[str, Tree]]:
-        """Parameters and state as they are now, on the host; of the state only some entries, if
-        `keys` says which."""
+        """Parameters and state as they are now, on the host.
+
+        keys: the entries of the state to read; all by default.
+        """
         if self._kept is None:
             raise ArgumentError("the steps have no parameters yet", hint="Call start(parameters, state) first.")
         parameters, state = self._kept[0], {k: v for k, v in self._kept[1].items() if keys is None or k in keys}
@@ -150,7 +152,7 @@ class Chain:
         programs = self._programs()
         if self._kept is None or not programs:
             raise ArgumentError(
-                "the steps have no programs yet, whose parameters could be shared",
+                "the steps have no programs yet, so no parameters on the device to share",
                 hint="Call start(parameters, state), then prepare(calls).",
             )
         self._write(programs[0].runner)
@@ -164,7 +166,7 @@ class Chain:
 
     @property
     def nbytes(self) -> dict[str, int]:
-        """Planned bytes on the device: kept, arena, and rest."""
+        """Planned bytes on the device: kept (between runs), arena (intermediate results), rest."""
         runners = [made.runner for made in self._programs() if isinstance(made.runner, OnDevice)]
         memories = {entry.memory for runner in runners for entry in runner.state.entries.values()}
         sizes = [runner.plan.nbytes for runner in runners]

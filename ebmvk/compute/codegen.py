@@ -25,8 +25,8 @@ class Writer:
         self.buffers = buffers
 
     def write(self, numbers: Iterable[int], into: Known, outer: Known) -> None:
-        """Writes nodes, in order, that neither `into` nor `outer` knows. Results go to `into`; the
-        blocks of `outer`'s must dominate this one."""
+        """Writes, in order, the nodes that neither `into` nor `outer` knows. Results go to `into`.
+        The block where the values of `outer` were computed must dominate this one."""
         for number in numbers:
             if number not in into and number not in outer:
                 node = self.graph.nodes[number]

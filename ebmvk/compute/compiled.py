@@ -44,7 +44,7 @@ class Compiled:
             result replaces.
         fetched: positions of the results that each run brings to the host; by default those that
             replace no leaf.
-        state: arguments on this device that other programs have, too.
+        state: arguments on this device that it shares with other programs.
         arena: memory for intermediate results that other programs use in their own runs.
         alone: False if it only runs in sequences, so that it needs no recording of its own.
         alias: intermediate results share memory; see `plan.make_plan`.
@@ -56,7 +56,7 @@ class Compiled:
 
     Raises:
         OutOfMemory: no room on the device; the message has the planned bytes.
-        ArgumentError: a tensor or a kernel is more than the device allows.
+        ArgumentError: a tensor or a kernel is larger than the device allows.
     """
 
     def __init__(

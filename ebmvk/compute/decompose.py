@@ -103,8 +103,8 @@ def _each(name: str, *, changes: bool) -> Callable[..., Any]:
 
 
 def lists() -> Table:
-    """Decompositions of `torch._foreach_*` into the operation on each tensor, and of what changes
-    its arguments by other means than an operation in place: the first graph may still do that."""
+    """Decompositions for the first trace: of `torch._foreach_*` into one operation per tensor, and
+    of operations that change their arguments although they aren't in-place operations."""
     table: Table = {
         operation: decomposition_table[operation] for operation in _CHANGES if operation in decomposition_table
     }

@@ -123,7 +123,7 @@ class Axes:
         return Axes(sizes, strides, dict(self.offsets))
 
     def parts(self, axes: int, most: int) -> Iterator[Axes]:
-        """Pieces with at most `axes` axes, and at most `most` points each."""
+        """Pieces with at most `axes` axes and at most `most` points each."""
         if len(self.sizes) <= axes and math.prod(self.sizes) <= most:
             yield self
             return

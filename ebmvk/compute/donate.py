@@ -34,8 +34,10 @@ class Settled:
 
 
 def settle(program: Program) -> Settled:
-    """Raises ValueError if a result doesn't fit the argument that it replaces, or if two replace
-    the same."""
+    """Decides which results are written over the arguments that they replace.
+
+    Raises ValueError if a result doesn't fit its argument, or if two replace the same argument.
+    """
     _check_donated(program)
     renamed = {old.id: new for old, new in _unions(program)}
     nodes = [_renamed_node(node, renamed) for node in program.nodes]
@@ -61,7 +63,7 @@ def same_place(a: View, b: View) -> bool:
 
 
 def extent(view: View) -> tuple[int, int]:
-    """The first element of a view and the one behind its last, in its tensor."""
+    """The position of a view's first element in its tensor, and one past that of its last."""
     if 0 in view.shape:
         return view.offset, view.offset
     ends = [stride * (size - 1) for size, stride in zip(view.shape, view.strides, strict=True)]
@@ -69,7 +71,7 @@ def extent(view: View) -> tuple[int, int]:
 
 
 def overlap(a: View, b: View) -> bool:
-    """True if the elements between the first and the last of each view have some in common."""
+    """True if the ranges from the first to the last element of each view intersect."""
     (begin, end), (first, last) = extent(a), extent(b)
     return a.tensor == b.tensor and begin < last and first < end
 

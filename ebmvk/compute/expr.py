@@ -194,8 +194,8 @@ def walk(*roots: Expr) -> Iterator[Expr]:
 
 
 def rewrite(roots: Sequence[Expr], change: Callable[[Expr], Expr | None]) -> list[Expr]:
-    """The roots with `change` applied to each leaf and to each rebuilt expression; None from
-    `change` keeps it."""
+    """The roots with `change` applied to each leaf and to each rebuilt expression. Where it returns
+    None, the expression stays."""
     done: dict[int, Expr] = {}
     for value in walk(*roots):
         replaced = change(value)
@@ -204,7 +204,7 @@ def rewrite(roots: Sequence[Expr], change: Callable[[Expr], Expr | None]) -> lis
 
 
 def rebuilt(value: Expr, part: Callable[[Expr], Expr]) -> Expr:
-    """The same expression of other parts."""
+    """The same expression with other parts."""
     if isinstance(value, Op):
         args = [part(arg) for arg in value.args]
         same = all(a is b for a, b in zip(args, value.args, strict=True))

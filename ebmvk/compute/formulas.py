@@ -41,7 +41,7 @@ def _addbmm(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, beta: Any = 1,
 
 
 def _cumprod(x: torch.Tensor, dim: int, *, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """The product of each beginning of a row; the work grows with the square of its length."""
+    """Running products along an axis; the work grows with the square of its length."""
     x = x if dtype is None else x.to(dtype)
     if x.dim() == 0:
         return x.clone()
@@ -53,12 +53,12 @@ def _cumprod(x: torch.Tensor, dim: int, *, dtype: torch.dtype | None = None) -> 
 
 
 def _fmax(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The larger one; a number before NaN."""
+    """The larger one; if one of them is NaN, the other."""
     return torch.where(torch.isnan(x), y, torch.where(torch.isnan(y), x, torch.maximum(x, y)))
 
 
 def _fmin(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The smaller one; a number before NaN."""
+    """The smaller one; if one of them is NaN, the other."""
     return torch.where(torch.isnan(x), y, torch.where(torch.isnan(y), x, torch.minimum(x, y)))
 
 
@@ -72,7 +72,7 @@ def _kthvalue(x: torch.Tensor, k: int, dim: int = -1, keepdim: bool = False) -> 
 
 
 def _median_along(x: torch.Tensor, dim: int = -1, keepdim: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """The lower one of two in the middle. NaN sorts last, and a row with NaN has the median NaN."""
+    """The median, the lower of two middle elements; NaN if the row has a NaN."""
     if x.dim() == 0:
         return x.clone(), torch.zeros_like(x, dtype=torch.int64)
     size = x.shape[dim]

@@ -1,4 +1,4 @@
-"""Functions of torch, compiled: forward passes, on parameters of their own or of a step."""
+"""Functions of torch, compiled: forward passes, with their own parameters or those of a step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PARTS = ("parameters", "inputs")
 
 
 class Lender(Wanted, Protocol):
-    """An owner of parameters on a device that functions may read, such as a training step."""
+    """Has parameters on a device that functions may read, such as a training step."""
 
     def lent(self) -> tuple[Tree, Runner]:
         """See `CompiledStep.lent`."""
@@ -45,8 +45,8 @@ class Lender(Wanted, Protocol):
 class CompiledFunction:
     """A function that runs as planned programs, one for each set of shapes.
 
-    Call it as the function itself: (parameters, inputs) -> results. To keep the parameters on the
-    device between calls, use `start` and `run`; with `of`, `run` alone.
+    Call it like the function itself: (parameters, inputs) -> results. To keep the parameters on the
+    device between calls, use `start` and `run`; with `of`, use `run` alone.
 
     ran: what the last run did on the device; None in numpy. cpu_ops: torch's operations on the host
     between its submission and its end.
@@ -70,12 +70,12 @@ class CompiledFunction:
         return self.run(inputs)
 
     def start(self, parameters: Tree) -> None:
-        """Parameters for the next `run`.
+        """Set the parameters for the next `run`.
 
-        Raises ArgumentError if they are a training step's.
+        Raises ArgumentError if the function reads those of a training step (`of`).
         """
         if self.of is not None:
-            raise ArgumentError("the parameters are those of a training step", hint="Call run(inputs).")
+            raise ArgumentError("this function uses the parameters of a training step", hint="Call run(inputs) only.")
         self._kept, self._fresh = parameters, True
 
     def run(self, inputs: Tree, making: Callable[[], None] = lambda: None) -> Tree:
@@ -142,17 +142,16 @@ def compile_function(
 ) -> CompiledFunction:  # fmt: skip
     """A function of torch as planned programs for a device: a forward pass, without an update.
 
-    The function is a pure one of trees of tensors: (parameters, inputs) -> results.
-    It needn't use every parameter, but every input. Parameters stay on the device; inputs go there
-    and results come back at each run.
+    The function is pure, and takes and returns trees of tensors: (parameters, inputs) -> results.
+    It must use every input, but needn't use every parameter. Parameters stay on the device; inputs
+    go there and results come back at each run.
 
     Args:
         function: the function.
         of: a training step. The function reads the parameters that the step has on the device, as
             they are after its last run: nothing is copied. The step needs a program first: run it,
             or call its `ready`. The device is that of the step.
-        backend, device, check, limits: as for `compile_step`; without effect beside `of`, except
-            `check`.
+        backend, device, check, limits: as for `compile_step`. With `of`, only `check` matters.
 
     Raises:
         ArgumentError: at the first call, for arguments or results that aren't tensors, and for

@@ -1,7 +1,7 @@
 """A traced graph without changes of tensors, taken apart into primitives.
 
-Most nodes are primitives already and stay as they are. Each different operation among the others,
-with its shapes, is traced once, all of them in one go, and put wherever the graph has it.
+Most nodes are primitives already and stay as they are. The other operations are traced once for
+each set of shapes, all in one go, and each trace is put wherever the graph has the operation.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Make = Callable[[Callable[..., Any]], Callable[..., fx.GraphModule]]
 
 
 class AliasedError(Exception):
-    """The graph changes a tensor that other nodes see through views."""
+    """The graph changes a tensor that other nodes read through views."""
 
 
 def functional(graph: fx.GraphModule, make: Make) -> fx.GraphModule:
     """The graph of primitives; changed arguments are `copy_` nodes at its end.
 
-    Raises AliasedError if it changes views, or what views read afterwards.
+    Raises AliasedError if it changes views, or tensors that views read afterwards.
     """
     roots = _roots(graph.graph)
     _check_views(graph.graph, roots)
@@ -51,13 +51,13 @@ def functional(graph: fx.GraphModule, make: Make) -> fx.GraphModule:
 
 
 def _is_own(node: fx.Node) -> bool:
-    """True for operations whose results, taken apart, may have other shapes than they have whole:
-    only their gradients read those."""
+    """True for operations whose decompositions may return other shapes than the operations do. Only
+    their gradients read those results."""
     return node.target in library.APART
 
 
 def _ready(waiting: Sequence[fx.Node]) -> list[fx.Node]:
-    """The nodes that read nothing of an operation of ours that waits, too."""
+    """The nodes that read no result of another operation of ours that is still waiting."""
     own = set(filter(_is_own, waiting))
     return [
         node

@@ -168,7 +168,7 @@ class _Update:
 
 
 def pack(program: Program, limits: Limits) -> Program:
-    """The program with tensors that are updated by the same formula put into blocks."""
+    """The program in which tensors that are updated by the same formula lie in blocks."""
     program = _one_loop_each(program, limits)
     uses = Uses.of(program)
     groups: dict[tuple[object, ...], list[_Update]] = defaultdict(list)

@@ -29,7 +29,7 @@ class Tensor:
         return WORD * math.prod(self.shape)
 
     def view(self) -> View:
-        """All of it."""
+        """The whole tensor as a view."""
         strides: list[int] = []
         step = 1
         for size in reversed(self.shape):

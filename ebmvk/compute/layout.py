@@ -1,4 +1,4 @@
-"""Index arithmetic of loops: axes that can be walked as one are one, so that few divisions stay."""
+"""Index arithmetic of loops. Axes that can be walked as one are merged, which saves divisions."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class Lowering:
         self.program.nodes.append(Loop(shape, reduced, (Store(target, value),)))
 
     def _of_nothing(self, value: Expr, rank: int) -> Expr:
-        """The value with its reductions, which have no terms, replaced by what they are then."""
+        """The value with each reduction, which has no terms, replaced by the result of no terms."""
         identities: dict[str, Number] = {"sum": 0, "prod": 1, "any": False, "all": True}
 
         def change(part: Expr) -> Expr | None:
@@ -162,7 +162,7 @@ class Lowering:
         return max(kinds, key=lambda kind: _RANK[kind])
 
     def element(self, value: Value, shape: Sequence[int], dtype: DType | None = None) -> Expr:
-        """A value at the points of a shape, in a type."""
+        """A value broadcast to a shape and converted to a type."""
         if isinstance(value, View):
             read = expr.load(views.broadcast(value, shape))
             return expr.cast_to(read, dtype) if dtype else read

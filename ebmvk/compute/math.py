@@ -81,7 +81,7 @@ def is_zero(x: Value) -> Value:
 
 
 def is_negative(x: Value) -> Value:
-    """True if the sign bit is set, as of -0."""
+    """True if the sign bit is set, also for -0."""
     return x.as_int() < 0
 
 

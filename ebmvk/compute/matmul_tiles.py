@@ -5,7 +5,7 @@ through shared memory. `matmul_lanes` is for processors: lanes of a subgroup tak
 other. `matmul_direct` has neither, and is for sums of a few terms and for processors without such
 subgroups.
 
-The choice is by a model of the time, by the kind of the device; nothing is measured at run time.
+The choice follows a model of the time for each kind of device; nothing is measured at run time.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Costs:
     """Costs in the time of one multiply-add at the device's peak.
 
     Attributes:
-        busy: workgroups' invocations that keep the device busy.
+        busy: the number of invocations, in all workgroups, that keep the device busy.
         join: to write and read a partial sum. dispatch: a dispatch and its barrier.
     """
 

@@ -1,7 +1,8 @@
 """float64 in a step's graph, for devices without it: each operation on it is replaced by operations
 on pairs of float32.
 
-Functions such as expm1 have the relative error of float32: the sums before them need the digits.
+Functions such as expm1 have only float32's relative error. What needs the extra digits are the sums
+in their arguments.
 """
 
 from __future__ import annotations
@@ -278,7 +279,8 @@ def _is_wide(node: fx.Node) -> bool:
 def narrowed(graph: fx.GraphModule, make: Make, unsupported: Unsupported) -> fx.GraphModule:
     """The graph with pairs in place of float64. Nodes that have nothing to do with it stay.
 
-    make: traces a function of tensors. unsupported: the error for a node and what of it is missing.
+    make: traces a function of tensors. unsupported: makes the error, from a node and what isn't
+    supported.
     """
     fixed, made, env = constants(graph), fx.Graph(), _Values()
     known: dict[str, tuple[fx.GraphModule, Any]] = {}

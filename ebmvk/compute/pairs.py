@@ -21,7 +21,7 @@ _SPLIT = 4097.0  # 2^12 + 1: halves the 24 bits of a float32
 
 @dataclass(frozen=True)
 class Pair:
-    """A float64 tensor. low: None if the value is a float32 exactly."""
+    """A float64 tensor. low: None if all values are exactly float32."""
 
     high: Tensor
     low: Tensor | None = None
@@ -132,7 +132,7 @@ def product(x: Pair, y: Pair) -> Pair:
 
 
 def whole(value: float, like: Pair) -> Pair:
-    """A number, at the points of a pair."""
+    """A pair with the same number everywhere, of the shape of another pair."""
     high = float(np.float32(value))
     low = value - high
     full: Callable[[float], Tensor] = lambda own: torch.full_like(like.high, own)  # noqa: E731

@@ -1,5 +1,5 @@
-"""Where all of a program lives on the device and in which order it runs, known before anything
-runs.
+"""Plans a program before anything runs: where its tensors lie on the device, and the order of its
+nodes.
 
 Tensors that only the program's own nodes use share an arena: two of them overlap there if one is
 last used before the other is first written. Arguments that stay between runs, constants and results
@@ -176,7 +176,7 @@ def check(program: Program, settled: Settled) -> None:
 def _check_view(view: View, number: int) -> None:
     begin, end = extent(view)
     if begin < 0 or end > view.tensor.bytes // 4:
-        raise ValueError(f"node {number} sees elements {begin} to {end} of tensor {view.tensor.id} {view.tensor.shape}")
+        raise ValueError(f"node {number} uses elements {begin} to {end} of tensor {view.tensor.id} {view.tensor.shape}")
 
 
 def _lowered(program: Program, settled: Settled, limits: Limits, lower: Lower) -> tuple[Step, ...]:

@@ -1,4 +1,4 @@
-"""Programs run by the oracle behind the same methods as programs on a device."""
+"""Runs programs in numpy, by the oracle, with the methods that programs on a device have."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ def tensors_of(node: Node) -> set[Tensor]:
 
 
 def _ids(node: Node) -> tuple[frozenset[int], frozenset[int]]:
-    """The tensors that a node reads and writes, by their ids. Kept, since an order of the nodes is
-    made again after each change."""
+    """The ids of the tensors that a node reads and writes. Cached, because the nodes are ordered
+    again after each change."""
     known: tuple[frozenset[int], frozenset[int]] | None = node.__dict__.get("_ids")
     if known is None:
         known = tuple(frozenset(view.tensor.id for view in of(node)) for of in (reads, writes))  # type: ignore[assignment]
@@ -161,7 +161,7 @@ def with_views(node: Node, read: Callable[[View], View], write: Callable[[View],
 
 
 def ordered(nodes: Sequence[Node]) -> list[Node]:
-    """The nodes so that each comes after what it reads, else as they were."""
+    """The nodes in an order in which each comes after what it reads; otherwise as they were."""
     after: list[list[int]] = [[] for _ in nodes]
     waits = [0] * len(nodes)
     for first, others in _edges(nodes):

@@ -1,4 +1,4 @@
-"""How sorts, the largest of rows and running sums are divided into dispatches.
+"""How sorts, top-k and running sums are divided into dispatches.
 
 A row is sorted in blocks that fit shared memory; then pairs of runs are merged, one dispatch for
 each doubling. For the largest k, each block keeps its k largest, until one block is left.
@@ -47,7 +47,7 @@ def sort(call: Call, limits: Limits, fresh: Fresh) -> Planned:
 
 
 def topk(call: Call, limits: Limits, fresh: Fresh) -> Planned:
-    """The largest k of each row in descending order; of equal ones those with the lower ids.
+    """The k largest values of each row in descending order; among equal ones, the lower ids.
 
     Input: (..., n). Outputs: values and ids (int32), both (..., k), dense. Constants: largest, True
     unless given; False for the smallest, in ascending order. k is read from the outputs.
@@ -67,7 +67,7 @@ def topk(call: Call, limits: Limits, fresh: Fresh) -> Planned:
 
 
 def scan_sum(call: Call, limits: Limits, _: Fresh) -> Planned:
-    """Running sums along the last axis, the own value included, in a fixed order.
+    """Running sums along the last axis, in a fixed order. Each includes the element itself.
 
     Input: (..., n), float32 or int32. Output: the same shape, dense.
 
@@ -97,7 +97,7 @@ def scan_sum(call: Call, limits: Limits, _: Fresh) -> Planned:
 
 
 def _scan_group(count: int, each: int, limits: Limits) -> int:
-    """The workgroup for rows of `count` values. A wider one has fewer rounds of its loop."""
+    """The workgroup for rows of `count` values. A wider one needs fewer rounds of its loop."""
     least = limits.subgroup or 8 if limits.kind == "cpu" else 32
     most = min(256, limits.group)
     group = min(max(power_of_two(-(-count // each)), least), least if limits.kind == "cpu" else most)
@@ -108,8 +108,9 @@ def _scan_group(count: int, each: int, limits: Limits) -> int:
         if group * 2 > most:
             longest = limits.loop_rounds // (group.bit_length() + 1) * group * each
             raise ArgumentError(
-                f"scan_sum: rows of {count} values; this device's driver ends loops early, and allows {longest}",
-                hint="divide the rows",
+                f"scan_sum: rows of {count} values are too long; this device's driver ends long loops, so the most "
+                f"is {longest}",
+                hint="split the rows",
             )
         group *= 2
 

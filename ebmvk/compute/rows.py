@@ -286,7 +286,7 @@ def needed_stages(reading: Reading) -> list[list[int]]:
 
 
 def emit_rows(kernel: RowKernel, reading: Reading) -> None:
-    """The whole body: one stage after another, then the stores."""
+    """Writes the whole body of the kernel: one stage after another, then the stores."""
     for reduces in needed_stages(reading):
         kernel.stage(reduces)
     kernel.store(reading.targets)

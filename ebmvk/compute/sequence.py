@@ -45,7 +45,7 @@ class Slots:
         """
         found: dict[int, Array] = {} if self._block_slot < 0 else {self._block_slot: self._block}
         if set(fed) != self._fed:
-            raise ValueError(f"leaves {sorted(self._fed)} are fed, got {sorted(fed)}")
+            raise ValueError(f"expected arrays for the leaves {sorted(self._fed)}, got {sorted(fed)}")
         for leaf, array in fed.items():
             view = self._plan.program.leaves[leaf]
             made = words(self._names[leaf], array, view.shape, view.tensor.dtype)

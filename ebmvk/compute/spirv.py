@@ -322,7 +322,7 @@ class Module:
     # ------------------------------------------------------------------------------ functions
 
     def made(self, name: str) -> int | None:
-        """The function of that name, if it is made."""
+        """The function of that name, or None if it hasn't been made yet."""
         return self._names.get(name)
 
     def function(self, name: str, arguments: int, body: Callable[[list[int]], int]) -> int:

@@ -66,7 +66,7 @@ class State:
         self._lost: set[str] = set()  # names to write before the next run
 
     def place(self, tensors: Sequence[Tensor], leaves: Mapping[Tensor, list[tuple[str, View]]]) -> dict[int, Spot]:
-        """The places of a program's inputs, by id; those with unknown names get new memory.
+        """The places of a program's inputs, by id. Inputs with new names get new memory.
 
         Args:
             tensors: inputs that stay on the device.
@@ -159,8 +159,9 @@ class State:
         since."""
         undefined = sorted(self._lost.intersection(names))
         if undefined:
+            others = f" and {len(undefined) - 1} more" if len(undefined) > 1 else ""
             raise DeviceError(
-                f"{undefined[0]} and {len(undefined) - 1} more arguments have no values on the device",
+                f"no values on the device for {undefined[0]}{others}",
                 why="they were never written, or a run failed halfway",
                 hint="write them again, for example from a checkpoint",
             )

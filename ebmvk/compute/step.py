@@ -46,8 +46,8 @@ class Runner(Protocol):
 class Layout:
     """The arguments of a step or a function, one after another.
 
-    names: such as "parameters['head.weight']". kept: how many of the first ones are parameters and
-    state. dtypes: of torch. spec: their tree.
+    names: such as "parameters['head.weight']". kept: how many of them are parameters and state,
+    which come first. dtypes: of torch. spec: their tree.
     """
 
     names: list[str]
@@ -119,8 +119,9 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class CompiledStep:
     """A training step that runs as planned programs, one for each set of shapes.
 
-    Call it as the step itself: (parameters, state, batch, scalars) -> (parameters, state, record).
-    To keep parameters and state on the device between steps, use `start`, `run` and `read`.
+    Call it like the step itself: (parameters, state, batch, scalars) -> (parameters, state,
+    record). To keep parameters and state on the device between steps, use `start`, `run` and
+    `read`.
 
     ran: what the last run did on the device; None in numpy. cpu_ops: torch's operations on the host
     between its submission and its end. chained: the programs of a chain of steps, which share what
@@ -145,7 +146,7 @@ class CompiledStep:
         return *self.read(), record
 
     def start(self, parameters: Tree, state: Tree) -> None:
-        """Parameters and state for the next `run`."""
+        """Set the parameters and the state for the next `run`."""
         self._kept = (parameters, state)
         self._fresh = True
         self._known = {}
@@ -188,14 +189,14 @@ class CompiledStep:
         return parameters, state
 
     def lent(self) -> tuple[Tree, Runner]:
-        """Parameters, whose values may be older than the device's, and a program that holds them
-        as they are now: what `compile_function` reads.
+        """What `compile_function` reads: the parameters, whose values may be older than the
+        device's, and a program that holds them as they are now.
 
         Raises ArgumentError if the step has no parameters or no program yet.
         """
         if self._kept is None or not self.programs:
             raise ArgumentError(
-                "the step has no program yet, whose parameters could be shared",
+                "the step has no program yet, so no parameters on the device to share",
                 hint="Call start(parameters, state), then ready(batch, scalars).",
             )
         compiled = next(iter(self.programs.values()))
@@ -295,9 +296,9 @@ def compile_step(
         step: the function.
         backend: "vulkan", or "reference": the same program in numpy, for tests.
         device: a `Vulkan` or a `Recorder`, or a name such as "vulkan:1"; None for the device that
-            is preferred.
+            "vulkan" means.
         check: whether each new graph is run on other batches and compared with the step.
-        limits: of fused nodes; None for those of the device.
+        limits: how large fused nodes may become; None for what the device allows.
 
     Raises:
         ArgumentError: at the first call, for arguments that aren't tensors or that nothing uses,
@@ -345,7 +346,7 @@ def _names_of(runners: Sequence[Runner] | None) -> set[str]:
 
 
 class Wanted(Protocol):
-    """Where something is to run; see `compile_step`."""
+    """Where something should run; see `compile_step`."""
 
     backend: Backend
     device: Any
@@ -365,7 +366,7 @@ def place(step: Wanted) -> tuple[Recorder | None, Limits]:
 
 
 def opened(device: Any) -> Recorder:
-    """What records programs for a device as `compile_step` takes it. Raises ArgumentError."""
+    """A recorder for a `device` of `compile_step`. Raises ArgumentError if it isn't one."""
     if isinstance(device, Recorder):
         return device
     backend = select(device) if isinstance(device, str) else device or Vulkan()
@@ -384,7 +385,7 @@ def runner_of(
     alone: bool,
 ) -> Runner:
     """A program that is ready to run. like: another one, whose kept arguments it shares. alone: see
-    `OnDevice`."""
+    `compiled.Compiled`."""
     if recorder is not None:
         shared = like if isinstance(like, OnDevice) else None
         state, arena = (shared.state, shared.arena) if shared else (None, None)

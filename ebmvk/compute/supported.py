@@ -1,5 +1,5 @@
-"""Operations of torch that are taken apart into primitives. Its own samples call them in the tests,
-which hold this list up to date (tests/compute/test_opinfo.py)."""
+"""Operations of torch that are taken apart into primitives. tests/compute/test_opinfo.py keeps the
+list up to date: it contains what torch's own test cases call."""
 
 from __future__ import annotations
 

@@ -63,12 +63,12 @@ class Tile:
 
 
 def above(number: int) -> int:
-    """The smallest power of 2 that isn't below."""
+    """The smallest power of 2 that isn't below a number."""
     return 1 << max(number - 1, 0).bit_length()
 
 
 def below(number: int) -> int:
-    """The largest power of 2 that isn't above, at least 1."""
+    """The largest power of 2 that isn't above a number, at least 1."""
     return 1 << max(number.bit_length() - 1, 0)
 
 
@@ -99,6 +99,7 @@ def spread(groups: int, limits: Limits) -> tuple[int, int, int]:
     y = -(-groups // limits.groups)
     if y > limits.groups_yz:
         raise ArgumentError(
-            f"a loop needs {groups} workgroups, more than a dispatch has", hint="Split the tensor into smaller parts."
+            f"a loop needs {groups} workgroups, more than a dispatch can have",
+            hint="Split the tensor into smaller parts.",
         )
     return -(-groups // y), y, 1

@@ -23,9 +23,11 @@ NUMPY: dict[str, Any] = {"float32": np.float32, "int32": np.int32, "uint32": np.
 
 
 class Raw(NamedTuple):
-    """An instruction: its number, where the number is counted, its result and its meaning.
+    """An instruction of SPIR-V.
 
+    number: its opcode; kind: in SPIR-V itself (core) or in GLSL.std.450 (extended).
     result: the type of the result, or None for the type of the last argument.
+    numpy: computes the same in numpy.
     exact: True if the result of floats has to be rounded by itself, never fused with another.
     """
 
@@ -182,8 +184,7 @@ class Graph:
         return self.value("symbol", (), dtype, name)
 
     def closure(self, roots: list[int]) -> list[int]:
-        """The nodes that the roots need, and they, in order; what is below a reduction is not
-        among them."""
+        """The roots and all nodes that they need, in order, without those below a reduction."""
         key = tuple(roots)
         if key in self._closures:
             return self._closures[key]

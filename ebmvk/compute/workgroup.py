@@ -54,8 +54,8 @@ def _finish(kind: str, dtype: DType, parts: tuple[DType, ...]) -> tuple[Graph, i
 
 
 class Workgroup:
-    """local: the invocation's number; x and y: which row of the workgroup's it works on, and which
-    part of it."""
+    """local: the invocation's number; x and y: which of the workgroup's rows it works on, and which
+    part of that row."""
 
     def __init__(self, module: Module, tile: Tile) -> None:
         self.module, self.tile = module, tile

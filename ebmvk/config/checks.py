@@ -114,7 +114,7 @@ def _foreign(model: str, name: str, value: Any, *, in_file: bool = False) -> Con
     why, remedy = f"it belongs to --model {have}", f"remove {key}, or use --model {have}"
     if name in WINDOWS:
         why, remedy = "this model sees its whole training window", f"remove {key}; --seq-length sets the window"
-    return ConfigError(f"{said} with --model {model}", why=why, hint=remedy)
+    return ConfigError(f"{said} doesn't work with --model {model}", why=why, hint=remedy)
 
 
 def _as_flag(name: str, value: Any) -> str:

@@ -106,7 +106,7 @@ def given_values(args: Sequence[str], settings: Config) -> dict[str, Any]:
 def merged(*levels: Mapping[str, Any]) -> dict[str, Any]:
     """The levels merged, later ones over earlier ones, flags last.
 
-    Steps cancel the epochs of earlier levels.
+    A level that sets `steps` removes the `epochs` of earlier levels.
     """
     if {"steps", "epochs"} <= set(levels[-1]):
         raise ConfigError("--steps and --epochs are both given", hint="give one of them: both say how long to train")

@@ -174,8 +174,8 @@ class TrainingConfig:
     epochs: Number = knob(None, low=1e-9, resume=True, common=True)
     # Training windows computed at once.
     batch_size: int = knob(32, low=1, resume=True, common=True)
-    # Batches per optimiser step: trains as one batch that many times larger would, in the memory of
-    # one.
+    # Batches per optimiser step. The step is that of one batch this many times larger, but needs
+    # only the memory of a single batch.
     accumulation_steps: int = knob(1, low=1, resume=True)
     # Highest learning rate, reached after the warm-up.
     learning_rate: float = knob(2e-3, low=1e-12, resume=True, common=True)
@@ -325,7 +325,7 @@ SECTION_OF: dict[str, str] = {name: section for section, name, _ in items(Config
 
 @cache
 def hints() -> dict[str, Any]:
-    """{setting: its type}. Resolving the annotations of a section takes a millisecond."""
+    """{setting: its type}. Cached: resolving the annotations of a section takes a millisecond."""
     sections = {type(getattr(Config(), section.name)) for section in dataclasses.fields(Config)}
     return {name: hint for section in sections for name, hint in get_type_hints(section).items()}
 

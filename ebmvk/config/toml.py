@@ -44,7 +44,7 @@ def _flat(tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
         names = [n for n, s in SECTION_OF.items() if s == section]
         if not names and section in SECTION_OF:
             hint = f"put it below a line [{SECTION_OF[section]}]"
-            raise ConfigError(f"{path}: '{section}' is outside of its section", hint=hint)
+            raise ConfigError(f"{path}: '{section}' isn't in its section", hint=hint)
         if not names or not isinstance(table, dict):
             raise _unknown(path, section, set(SECTION_OF.values()))
         for name, value in table.items():

@@ -13,23 +13,23 @@ from ebmvk.config.schema import Config, replace
 _WHY: tuple[tuple[Callable[[Config, int], bool], str], ...] = (
     (
         lambda config, ranks: config.run.device == "auto" and ranks > 1,
-        "only one process alone measures which is faster; --device vulkan moves them",
+        "several processes don't measure which is faster; --device vulkan uses the device",
     ),
     (
         lambda config, _: config.run.device == "auto" and config.run.deterministic,
-        "a choice by measuring may differ between runs, and --deterministic is on; --device vulkan moves them",
+        "with --deterministic nothing is measured, as runs might choose differently; --device vulkan uses the device",
     ),
     (
         lambda config, _: config.training.precision != "float32",
-        "there is no {precision} on the device yet; --precision float32 moves them there",
+        "the device doesn't have {precision} yet; --precision float32 uses the device",
     ),
 )
 """(condition, reason): what keeps layers on the CPU. This is the only list of it."""
 
 
 def why_on_host(config: Config, ranks: int = 1) -> str | None:
-    """Why the layers of a run with the engine on Vulkan are trained on the CPU; None if the device
-    trains them.
+    """For a run whose engine uses a Vulkan device: the reason why its layers are trained on the CPU
+    all the same. None if the device trains them.
 
     ranks: the number of processes.
     """
@@ -40,14 +40,14 @@ def why_on_host(config: Config, ranks: int = 1) -> str | None:
 
 
 def why_read_on_host(config: Config, device: str) -> str | None:
-    """Why the layers of a finished run read a text on the CPU, with the engine on Vulkan; None if
-    the device reads it.
+    """For an engine that uses a Vulkan device: the reason why the layers of a finished run read or
+    write a text on the CPU all the same. None if the device does it.
 
     config: of the run. device: the value of `--device`. The run's own device and precision don't
-    matter: texts are read in float32.
+    matter: the layers compute in float32.
     """
     if device == "auto":
-        return "for a short text, compiling takes longer than reading; --device vulkan moves them"
+        return "for a short text, compiling takes longer than it saves; --device vulkan uses the device"
     return why_on_host(replace(config, {"device": device, "precision": "float32"}))
 
 

@@ -1,7 +1,7 @@
 """Measures a corpus and suggests how to train on it.
 
-From the lengths of documents follow block size and stride; from the number of bytes the preset;
-from a trigram on the same text the perplexity to expect.
+The lengths of documents determine block size and stride, the number of bytes determines the preset,
+and a trigram on the same text tells what perplexity to expect.
 """
 
 from __future__ import annotations

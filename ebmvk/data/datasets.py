@@ -103,7 +103,8 @@ def _beginning(corpus: Corpus, characters: int) -> Corpus:
     shares = {split: characters * size // total for split, size in sizes.items()}
     if characters > total or not all(shares.values()):
         raise DataError(
-            f"--dataset {corpus.name}:{characters}: it has {total:,} characters in {len(sizes)} splits",
+            f"--dataset {corpus.name}:{characters}: the text has {total:,} characters in {len(sizes)} splits, "
+            + ("fewer than asked for" if characters > total else "and one of them would be empty"),
             hint=f"ask for {-(-total // min(sizes.values())):,} to {total:,}, or use --dataset {corpus.name} for all",
         )
     splits = {split: _cut(documents, shares[split]) for split, documents in corpus.splits.items()}

@@ -95,7 +95,7 @@ def not_a_folder(what: str) -> ConfigError:
     what: the other flag and its value.
     """
     return ConfigError(
-        f"--include with {what}, which isn't a folder",
+        f"--include doesn't work with {what}, which isn't a folder",
         why="--include says which files of a folder are read",
         hint="remove --include: a single file is read whatever its name",
     )

@@ -83,7 +83,7 @@ def fetch(name: str) -> Corpus:
 def _tiny_shakespeare(text: str, reason: str) -> Corpus:
     if len(text) != TINY_SHAKESPEARE_CHARACTERS:
         raise DataError(
-            f"tiny-shakespeare: fetched {len(text):,} characters, not {TINY_SHAKESPEARE_CHARACTERS:,}",
+            f"tiny-shakespeare: the download has {len(text):,} characters; expected {TINY_SHAKESPEARE_CHARACTERS:,}",
             hint="put input.txt into a folder tiny-shakespeare/ and give --data-dir its parent",
         )
     train, validation = hold_out([text])

@@ -140,8 +140,8 @@ class Tokenizer:
     def beginning(self, text: str, ids: Ids) -> bytes:
         """The start of a text, in UTF-8 bytes: the part that its first tokens, `ids`, stand for.
 
-        If the tokenizer doesn't spell bytes, a partly covered character counts as whole, and blanks
-        in no token belong to the text after them.
+        If the tokenizer doesn't spell bytes, a partly covered character counts as whole. White
+        space that belongs to no token counts with the text after it.
         """
         if self._byte_lengths is not None:
             return text.encode()[: int(self._byte_lengths[ids].sum())]
@@ -249,7 +249,7 @@ def table_rows(bpe: _Bpe) -> int:
             if twice is not None
             else f"the tokenizer has {len(ids):,} tokens with ids up to {size - 1:,}",
             why="the file was damaged or edited" if twice is not None else "a model would have rows for unused ids",
-            hint="get the file again, or number its tokens from 0",
+            hint="download the file again, or number its tokens from 0",
         )
     return size
 

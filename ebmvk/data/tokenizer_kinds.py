@@ -48,7 +48,7 @@ def make_tokenizer(
     """
     if end_token is not None and kind in OWN_KINDS:
         raise ConfigError(
-            f"--end-token {end_token} with --tokenizer {kind}, whose end token is {END_OF_TEXT}",
+            f"--end-token {end_token} doesn't work with --tokenizer {kind}, whose end token is {END_OF_TEXT}",
             hint="remove --end-token",
         )
     if kind == "bpe":

@@ -192,7 +192,7 @@ class Batches:
 
 
 class Ahead:
-    """Makes batches in threads before they are needed; the number of threads doesn't change them.
+    """Makes batches in threads before they are needed. Any number of threads gives the same ones.
 
     workers: number of threads, each of which works one batch ahead; with 0, a batch is made when it
         is asked for.

@@ -17,7 +17,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Context:
-    """seen: the tokens of each row's text so far; end: the token that ends a text, or None."""
+    """What was written before the next token.
+
+    seen: the tokens of each row's text so far; end: the token that ends a text, or None.
+    """
 
     seen: Sequence[Sequence[int]]
     end: int | None = None

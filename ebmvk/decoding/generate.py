@@ -24,6 +24,7 @@ from ebmvk.engine import Backend
 from ebmvk.errors import ConfigError
 from ebmvk.memory.law import Reader
 from ebmvk.model.language import LanguageModel
+from ebmvk.model.token_layers import TokenLayers, TorchTokens, Wanted
 from ebmvk.sampling import registry
 from ebmvk.sampling.interface import TokenPoints
 from ebmvk.sampling.latent import draw
@@ -53,8 +54,13 @@ class Generator:
     """Generates text with one model on one backend. While it writes, the model is in evaluation
     mode.
 
-    memory: the model's. Each text also adds itself to its own episodic memory, beginning with the
-    prompt. health: diagnostics of the samplers, over all calls.
+    Args:
+        memory: the model's. Each text also adds itself to its own episodic memory, beginning with
+            the prompt.
+        layers: run the model's layers; by default torch, with the weights that the model has then.
+
+    Attributes:
+        health: diagnostics of the samplers, over all calls.
     """
 
     def __init__(
@@ -64,9 +70,10 @@ class Generator:
         backend: Backend,
         langevin: LangevinConfig,
         memory: Reader | None = None,
+        layers: TokenLayers | None = None,
     ) -> None:
         self.model, self.tokenizer, self.backend, self.langevin = model, tokenizer, backend, langevin
-        self.memory = memory
+        self.memory, self.layers = memory, layers
         self.health = SamplingHealth()
         self._prepared: dict[str, Any] = {}
 
@@ -107,7 +114,7 @@ class Generator:
     def _texts(self, prompts: Sequence[str], how: Decoding, first: int = 0) -> list[Text]:
         if registry.named(how.sampler).module and not self.model.on_sphere:
             raise ConfigError(
-                f"--sampler {how.sampler} with a run of --model {self.model.config.model}",
+                f"--sampler {how.sampler} doesn't work with a run of --model {self.model.config.model}",
                 why="the tokens of this model aren't points on the sphere, where chains could move",
                 hint=f"add --sampler {registry.WITHOUT_STATES}",
             )
@@ -127,7 +134,8 @@ class Generator:
             with torch.no_grad():
                 mu = self.model.embeddings()
                 sampler = self._sampler(how.sampler, mu)
-                reading = Reading(self.model, mu, texts)
+                wanted = Wanted(query=sampler is not None, states=self.memory is not None)
+                reading = Reading(self.layers or TorchTokens(self.model, mu), self.model.reach, texts, wanted)
             for position in range(how.max_tokens):
                 with torch.no_grad():  # not around the yield: whoever reads the stream keeps their own mode
                     if position:
@@ -146,7 +154,7 @@ class Generator:
     def _draw(
         self,
         texts: list[Text],
-        query: Tensor,
+        query: Tensor | None,
         log_p: Tensor,
         sampler: TokenSampler | None,
         how: Decoding,
@@ -164,6 +172,7 @@ class Generator:
                 u = [_uniform(how.seed, position, first + i) for i in range(len(part))]
                 drawn = draw(part.double().exp(), torch.tensor(u, dtype=torch.float64, device=part.device))
             else:
+                assert query is not None
                 drawn = sampler.tokens(query[block], part, seed=_seed(how.seed, position), first_chain=first)
             tokens += [int(token) for token in drawn]
         return tokens

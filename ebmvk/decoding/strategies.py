@@ -152,7 +152,7 @@ def of(strategy: Strategy | str, settings: Mapping[str, float]) -> Strategy:
     """
     base = named(strategy) if isinstance(strategy, str) else strategy
     if not isinstance(base, Strategy):
-        raise ConfigError(f"strategy {base!r} isn't a strategy", hint='give a Strategy, or a name such as "nucleus"')
+        raise ConfigError(f"{base!r} isn't a decoding strategy", hint='give a Strategy, or a name such as "nucleus"')
     if unknown := next((name for name in settings if name not in DEFAULTS), None):
         close = nearest(unknown, DEFAULTS)
         hint = f"did you mean {close}?" if close else f"use {', '.join(DEFAULTS)}"

@@ -8,7 +8,7 @@
 | `course` | energy per epoch; has the run converged? |
 | `verdict` | the test behind that verdict |
 | `chains` | denoising by noise level; Langevin chains and other samplers against p(v|c) |
-| `splats` | which splats are dead, doubles, used; their map, and the tokens near them |
+| `splats` | which splats are dead, duplicate, used; their map, and the tokens near them |
 | `memory` | how much the gate lets through, and what memory gains |
 | `writing` | experts and attention; samples compared with human text |
 | `recommendations` | what to do about it: a flag and a value |

@@ -117,18 +117,18 @@ def _splats(subject: Subject, found: Row) -> Iterator[str]:
     for store in found.get("splats", {}).get("stores", []):
         n, twins = store["splats"], store["twins"] / max(1, store["asked"])
         fewer = max(1, round(n * (1 - twins)))
-        doubles = f"{store['twins']:,} of {store['asked']:,} splats are doubles of others ({store['name']})"
+        duplicates = f"{store['twins']:,} of {store['asked']:,} splats duplicate others ({store['name']})"
         if store["dead"] is None:
             checkpoint = _typed(subject.run.checkpoint.path)
             if twins > TWINS:
                 again = f"`ebmvk memory --checkpoint {checkpoint} --splats {min(fewer, MAX_SPLATS)}`"
-                yield f"{doubles}; build it again: {again}"
+                yield f"{duplicates}; build it again: {again}"
         elif not store["active"]:
             yield f"none of {n:,} splats was recalled at the last checks; a new run is faster with --no-enable-soc"
         elif store["dead"] > DEAD * n:
             yield f"{store['dead']:,} of {n:,} splats are dead; {_most_splats(subject, store['active'])}"
         elif twins > TWINS:
-            yield f"{doubles}; {_most_splats(subject, fewer)}"
+            yield f"{duplicates}; {_most_splats(subject, fewer)}"
         elif store["coverage"] < COVERED and (more := _more_splats(subject)):
             yield f"splats cover only {store['coverage']:.0%} of validation contexts; {more}"
 

@@ -1,4 +1,4 @@
-"""Splats: how many are active, dead or doubles, how they are used, which tokens are near."""
+"""Splats: how many are active, dead or duplicates, how they are used, which tokens are near."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def twins(store: SplatStore, backend: Backend, ask: Tensor) -> list[int]:
     """The splats among `ask` (m,) that duplicate a splat with a lower number: within 2.6 degrees,
     with nearly the same token law.
 
-    They could be merged at no cost. A group of n doubles gives n - 1.
+    They could be merged at no cost. A group of n duplicates counts n - 1 times.
     """
     ids, cosines = neighbours(store.mu, backend, ask, TWINS)
     near = ((cosines >= TWIN_COSINE) & (ids < ask[:, None])).nonzero()
@@ -233,9 +233,9 @@ def show_splats(found: Row) -> Shown:
     stores = found["stores"]
     note = (
         f"Coverage: the mean share of {stores[0]['coverage_tokens']:,} validation contexts that the splats explain. "
-        "Doubles lie within 2.6° of another splat and predict nearly the same tokens. Dead splats were not recalled at "
-        "the last checks. Mass: how many contexts a splat holds. Usage: how often it is recalled in training, or its "
-        "mass if the memory was built at once."
+        "Duplicates lie within 2.6° of another splat and predict nearly the same tokens. Dead splats were not recalled "
+        "at the last checks. Mass: how many contexts a splat holds. Usage: how often it is recalled in training, or "
+        "its mass if the memory was built at once."
     )
     pictures = [picture for own in stores for picture in _store_pictures(own)]
     return Shown(note, tables=[_stores(stores), *map(_chosen_table, stores)], pictures=pictures)
@@ -252,7 +252,7 @@ def _stores(stores: list[Row]) -> Table:
         for own in stores
     ]  # fmt: skip
     head = (
-        "splats", "number", "active", "dead", "doubles", "coverage", "Gini of usage", "median κ", "nearest other",
+        "splats", "number", "active", "dead", "duplicates", "coverage", "Gini of usage", "median κ", "nearest other",
         "age, epochs", "tokens each",
     )  # fmt: skip
     return Table(head, rows)

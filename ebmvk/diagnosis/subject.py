@@ -132,7 +132,7 @@ class Subject:
         return self.nats_of(self.validation)
 
     def nats_of(self, stream: TokenStream) -> Tensor:
-        """(n,) float64: the same for another stream."""
+        """(n,) float64: the same as `nats`, for another stream."""
         context, stride = self.window
         return token_nats(self.model, stream, context=context, stride=stride, device=self.device.torch)["none"]
 

@@ -35,9 +35,7 @@ class ChainStart:
 
 
 def keeper_of(points: Points) -> Chained | None:
-    """The backend that keeps the points on a device and takes `DeviceTensor`s; None if it takes
-    none.
-    """
+    """The backend that keeps the points on a device, if it accepts `DeviceTensor`s; else None."""
     backend: Any = getattr(points, "backend", None)
     return cast("Chained", backend) if hasattr(backend, "candidate_law") else None
 

@@ -226,8 +226,9 @@ def storage(value: str) -> None:
 
 
 def stored(points: Tensor, storage: Storage) -> Tensor:
-    """The rows that a backend keeps of `points`, rounded but in their own dtype. Unit rows can't
-    overflow float16.
+    """The points as a backend stores them: rounded to `storage`, but in the dtype that they have.
+
+    Unit rows can't overflow float16.
     """
     return points.half().to(points.dtype) if storage == "float16" else points
 

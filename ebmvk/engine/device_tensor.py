@@ -28,7 +28,7 @@ class Keeper(Protocol):
 
     @property
     def home(self) -> object:
-        """The extension's engine, which tells devices that were opened apart."""
+        """The extension's engine. Two devices that were opened have different ones."""
 
     def read(self, *tensors: DeviceTensor) -> list[NDArray[Any]]:
         """A copy of each on the host."""

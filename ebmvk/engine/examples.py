@@ -23,7 +23,7 @@ def arguments(name: str, sizes: Mapping[str, int], seed: int = 0) -> dict[str, A
     """Random arguments by name; points are a tensor (N, d).
 
     Args:
-        sizes: B, d, K, N and V; those that the operation hasn't are ignored.
+        sizes: B, d, K, N and V; those that the operation doesn't have are ignored.
     """
     g = torch.Generator().manual_seed(seed)
     return {argument.name: _value(argument, sizes, g) for argument in TABLES[name].arguments}

@@ -58,7 +58,7 @@ def _levels(schedule: Schedule, rows: int) -> Iterable[NDArray[Any]]:
 
 
 def returned(name: str, results: Iterable[Any]) -> Any:
-    """What an operation returns, of its results in the order of the table."""
+    """What an operation returns, made from its results in the order of the table."""
     operation = TABLES[name]
     if operation.returns == "Tensor":
         (result,) = results

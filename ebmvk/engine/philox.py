@@ -42,7 +42,7 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def philox4x32(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:
     """Ten rounds of Philox. counter: four int64 tensors of one shape, values below 2^32; key: two
-    words below 2^32, numbers or int64 tensors of no dimension.
+    words below 2^32, numbers or int64 scalars.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key

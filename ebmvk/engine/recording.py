@@ -41,7 +41,7 @@ STAGING = 32 << 20
 
 
 def arrange(tensors: Sequence[tuple[int, int, int]], alignment: int) -> tuple[list[int], int]:
-    """Offsets in one allocation, and its size. No two tensors overlap that live at the same time.
+    """Offsets in one allocation, and its size. Tensors that live at the same time don't overlap.
 
     Args:
         tensors: size in bytes, first and last step of each.

@@ -25,7 +25,7 @@ class Choice:
     """The device that `--device` stands for, and why.
 
     index: the Vulkan device's number, or None for the one to prefer (`vulkan_devices.choose`).
-    reason: a clause for people.
+    reason: why, as part of a sentence.
     """
 
     kind: Kind

@@ -276,7 +276,7 @@ def _require_tokens(tokens: Tensor) -> None:
         raise NonFinite(
             f"{lost} of {len(tokens)} states have no finite responsibilities",
             why="a step size, friction, temperature or concentration of their chains is too large",
-            hint="remove --langevin-dt, --langevin-gamma, --langevin-T and --kappa: rules set them then",
+            hint="remove --langevin-dt, --langevin-gamma, --langevin-T and --kappa, so that rules set them",
         )
 
 

@@ -75,8 +75,8 @@ def measure(
     into its share of what is left of `seconds`.
 
     Args:
-        failed: told the operation and the error if it can't run; it is not tried again.
-        say: told each operation and scale before it runs.
+        failed: called with the operation and the error if it can't run; it is not tried again.
+        say: called with each operation and scale before it runs.
     """
     end = time.perf_counter() + seconds
     last: dict[str, tuple[float, float]] = dict.fromkeys(WORKLOADS, (0.0, 1.0))  # seconds, FLOPs
@@ -159,7 +159,7 @@ class _Problem:
         return self.row_bytes * self.scale.candidates
 
     def candidate_flops(self, passes: float) -> float:
-        """passes: how often each candidate's coordinates are used."""
+        """FLOPs of work on candidates. passes: how often each candidate's coordinates are used."""
         return 2.0 * passes * self.scale.rows * self.scale.candidates * self.scale.dimension
 
 

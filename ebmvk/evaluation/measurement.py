@@ -63,7 +63,7 @@ class Subject:
         Args:
             capacity: most splats of the episodic tier; None keeps the memory's own.
             scramble: swap tokens between contexts, as a control.
-            layers: see above.
+            layers: see `Subject`.
 
         Raises:
             CheckpointError: the checkpoint has no such memory, or a damaged one.

@@ -35,7 +35,7 @@ def from_corpus(tokens: Ids, vocab_size: int, d: int, seed: int) -> Directions:
 def from_table(table: Table, tokenizer: Tokenizer, d: int, seed: int) -> Directions:
     """Rows of a pretrained table for the tokens of `tokenizer`.
 
-    If the table has a token in several pieces, it gets their mean.
+    A token that the table has only in several pieces gets the mean of their rows.
 
     Raises:
         DataError: the table has none of the tokens.

@@ -88,7 +88,7 @@ def _safetensors(file: Path, tensor: str | None) -> Tensor:
             found: Tensor = content.get_tensor(_choose(file, shapes, tensor))
             return found
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"--init {file}: not valid safetensors ({error})", hint="get the file again") from None
+        raise DataError(f"--init {file}: not valid safetensors ({error})", hint="download the file again") from None
 
 
 def _choose(file: Path, shapes: dict[str, tuple[int, ...]], tensor: str | None) -> str:
@@ -127,14 +127,15 @@ def _named(file: Path, rows: Tensor) -> Table:
     """A table whose rows are named by the tokenizer beside the file."""
     if rows.dim() != 2 or not rows.is_floating_point() or not rows.numel():
         raise DataError(
-            f"--init {file}: shape {tuple(rows.shape)}, {rows.dtype}, not a floating matrix (tokens, width)",
+            f"--init {file}: shape {tuple(rows.shape)}, {rows.dtype}; expected a matrix of floats (tokens, width)",
             hint="give the matrix of the token embeddings",
         )
     rows = _widened(file, rows)
     if bool((bad := ~torch.isfinite(rows).all(1)).any()):
+        others = int(bad.sum()) - 1
         raise DataError(
-            f"--init {file}: row {int(bad.nonzero()[0])} is not finite, and {int(bad.sum()) - 1} more",
-            hint="the file is damaged: get it again",
+            f"--init {file}: row {int(bad.nonzero()[0])} is not finite{f', nor are {others} others' if others else ''}",
+            hint="the file is damaged: download it again",
         )
     tokenizer = _tokenizer(file.with_name(TOKENIZER_FILE), rows)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -199,11 +200,13 @@ def _word2vec(file: Path, words: Collection[str], *, binary: bool) -> Table:
                     raise DataError(
                         f"--init {file}: entry {number + 1} of {count:,} doesn't have {width} numbers",
                         why="the file is cut short, or has another format (.bin is binary, .txt and .vec are text)",
-                        hint="get the file again",
+                        hint="download the file again",
                     )
                 if word in words and word not in places:
                     if not np.isfinite(row).all():
-                        raise DataError(f"--init {file}: the vector of {word!r} is not finite", hint="get it again")
+                        raise DataError(
+                            f"--init {file}: the vector of {word!r} is not finite", hint="download the file again"
+                        )
                     places[word] = len(rows)
                     rows.append(row)
     except OSError as error:

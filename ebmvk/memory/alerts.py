@@ -45,7 +45,7 @@ def gate_of_memory(
         advice = f"use --splats {more}: these add nothing to what the model knows" if more else "do without them"
     else:
         advice = f"use --splats {fewer}, or " if fewer else "use "
-        advice += "another text to fit on: as it is, the model itself has no influence"
+        advice += "another text to fit on: now the model itself has no influence"
     return Alert(f"gate of {tier} memory stuck at {round(mean)}", f"its weight is {mean:.2g} on average", advice)
 
 

@@ -1,7 +1,7 @@
 """Saves and loads a memory as a file beside the weights that it was built for.
 
-The file holds a digest of these weights, so a memory is never used with another model, and the
-likelihoods that `ebmvk memory` measured.
+The file also holds a digest of these weights, so that a memory is never used with another model,
+and it holds the likelihoods that `ebmvk memory` measured.
 """
 
 from __future__ import annotations

@@ -89,10 +89,10 @@ class Fit:
         return self.gated(self._calibrated(self._tuned(memory, "static", say), say), "static")
 
     def controlled(self, memory: Memory, mode: Mode, say: Say) -> Memory:
-        """The memory with a control: shares and gates that are fitted to the scrambled memory.
+        """The memory with a control: the scrambled memory's own shares and gates.
 
-        Read with the gate that trusts the true memory, a scrambled one would lose much more than a
-        memory that says nothing, so the comparison would be unfair.
+        With the gates of the true memory, which trust it, the scrambled one would do much worse
+        than a memory without information, and the comparison would be unfair.
         """
         scrambled = replace(memory, control=None, calibration=None).scrambled()
         for tier in TIERS[mode]:

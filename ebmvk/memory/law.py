@@ -164,7 +164,10 @@ class Memory:
         own = {name[7:]: value for name, value in state.items() if name.startswith("static.")}
         static = SplatStore.from_state(own, source) if own else None
         if static and (static.d, static.vocab_size) != (d, vocab_size):
-            raise _damaged(source, f"has splats of d {static.d}, {static.vocab_size} tokens, not {d}, {vocab_size}")
+            raise _damaged(
+                source,
+                f"has splats of {static.d} dimensions and {static.vocab_size} tokens, not of {d} and {vocab_size}",
+            )
         modes = [mode for mode, tiers in TIERS.items() if tiers and (static or "static" not in tiers)]
         gates = {mode: _gate(state, f"gate.{mode}", _shape(mode), source) for mode in modes}
         memory = cls(d, vocab_size, static, k, number["share"], EpisodicConfig(**episodic), gates)

@@ -62,8 +62,8 @@ class Static:
     without: SplatStore
 
     def fitted(self, without: SplatStore) -> SplatStore:
-        """The splats of all of the text, with the concentration and alpha_inf fitted to those
-        without the fold.
+        """The splats of the whole text, with the concentration and alpha_inf that were fitted with
+        `without`.
         """
         store = self.store.at(without.kappa_max)
         share = without.background / float(without.mass.sum())

@@ -36,7 +36,7 @@ from ebmvk.splats.store import SplatStore
 
 FOLD = 16  # 1 in 16 blocks of seq_length tokens of the training text is held out of the splats
 MOST_STATES = 256  # most states of a step, so that the cost doesn't grow with the batch
-JUDGE_TOKENS = 4096  # tokens of validation that decide on a growth
+JUDGE_TOKENS = 4096  # tokens of validation that decide whether the number of splats may grow
 
 
 def _seed(config: Config, step: int) -> int:
@@ -97,7 +97,7 @@ class TrainingSoc:
     It changes neither the model nor torch's own random generator.
 
     Args:
-        validation: the text whose first tokens decide whether a growth is accepted.
+        validation: the text whose first tokens decide whether the number of splats may grow.
         batches: tells which tokens of the training text a step reads.
     """
 
@@ -170,7 +170,8 @@ class TrainingSoc:
     def check(self, step: int, layers: Callable[[], Layers]) -> dict[str, Any]:
         """Consolidate after `step` steps, all of whose samples are there. Returns a record of it.
 
-        layers: asked for what reads validation with the weights of now, if a growth is judged.
+        layers: called if more splats might be allowed, which depends on validation. Returns what
+            reads it with the current weights.
 
         The record has `bytes_down` if samples came from a device.
         """

@@ -9,7 +9,9 @@
 | `layers`, `experts`, `dropout` | attention and blocks, mixtures of experts, dropout |
 | `grouped`, `constants` | experts on sorted rows; tensors that follow from settings alone |
 | `integration` | integrated information, for the loss of infinito |
-| `cache` | what a model keeps of the tokens it has read |
+| `cache`, `static_cache` | what a model keeps of the tokens it has read, in torch and in programs |
+| `positions` | what a position may look at, and rotary angles |
+| `token_layers`, `tokens_on_device` | reading each token once, in torch and in programs |
 | `roles` | how the optimiser moves each kind of parameter |
 | `reading`, `inspection` | reading a text; attention maps and the tokens of experts |
 """

@@ -3,11 +3,14 @@ of all."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from ebmvk.model.positions import rotations, window_bias
 
 ROOM = 64  # a new buffer has room for twice its positions, plus this many
 
@@ -56,6 +59,56 @@ class Growing:
             n = min(self._end - self._begin, other._end - other._begin)
             new = other._buffer[..., other._end - n : other._end, :]
             self._buffer[..., self._end - n : self._end, :].index_copy_(0, rows, new)
+
+
+class Past(Protocol):
+    """What layers ask about the tokens before those that they are given: `Cache` answers in torch,
+    `ebmvk.model.static_cache.StaticCache` in programs whose shapes are fixed.
+
+    parts: what each module keeps of its own.
+    """
+
+    parts: dict[nn.Module, tuple[Any, ...]]
+
+    @property
+    def in_padding(self) -> bool:
+        """True if the next positions may be padding in some row."""
+        ...
+
+    def seen(self, window: int) -> int:
+        """The most earlier positions that the next one can see; window: with itself."""
+        ...
+
+    def real(self, n: int) -> Tensor:
+        """(B, n) bool: which of the next n positions are not padding."""
+        ...
+
+    def rotations(self, new: int, dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin (new, dim/2) of the rotary angles of the next positions, as tensors like
+        `like`."""
+        ...
+
+    def masked(self, scores: Tensor, window: int) -> Tensor:
+        """Scores (B, H, new, reach) of attention, -inf where a position must not look. It may
+        change its argument."""
+        ...
+
+
+@dataclass(frozen=True)
+class Room:
+    """A tensor that a module keeps of each row in a cache. `rooms()` of the module lists them, in
+    the order of its part.
+
+    size: of one row. growing: the tensor is a `Growing` one, with the newest size[-2] positions.
+    """
+
+    size: tuple[int, ...]
+    growing: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """True if there is nothing to keep, such as the early keys of a single head."""
+        return 0 in self.size
 
 
 @dataclass
@@ -117,6 +170,19 @@ class Cache:
             place = torch.arange(self.length + new - reach, self.length + new, device=self.pads.device)
             self._hidden[at] = (place < self.pads[:, None])[:, None, None] & (place != place[-new:, None])
         return self._hidden[at]
+
+    def rotations(self, new: int, dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Past.rotations`."""
+        return rotations(self.length, self.length + new, dim, like.dtype, like.device)
+
+    def masked(self, scores: Tensor, window: int) -> Tensor:
+        """See `Past.masked`."""
+        new, reach = scores.shape[-2:]
+        if new > 1:  # a single position sees everything that is kept
+            scores += window_bias(new, reach, window, scores.dtype, scores.device)
+        if self.padded(new, reach):
+            scores.masked_fill_(self.hidden(new, reach), -math.inf)
+        return scores
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows. rows: (b,) int64."""

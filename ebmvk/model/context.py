@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ebmvk.config.schema import ModelConfig
-from ebmvk.model.cache import Cache
+from ebmvk.model.cache import Past
 from ebmvk.model.dropout import NONE, Masks, dropout
 from ebmvk.model.layers import Block, apply, rms_norm
 from ebmvk.sphere.geometry import projx
@@ -61,7 +61,7 @@ class ContextTrunk(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(config.latent_dim, config.latent_dim, bias=False) for _ in range(heads))
         self.rate, self.again = config.dropout, config.gradient_checkpointing
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None, masks: Masks = NONE) -> Scales:
+    def forward(self, tokens: Tensor, cache: Past | None = None, masks: Masks = NONE) -> Scales:
         """tokens: (B, T, d) unit rows."""
         x = rms_norm(dropout(tokens, self.rate, masks))
         streams = [x] * SCALES

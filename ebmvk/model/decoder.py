@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmvk.config.schema import ModelConfig
-from ebmvk.model.cache import Cache
+from ebmvk.model.cache import Past
 from ebmvk.model.context import Scales
 from ebmvk.model.dropout import NONE, Masks
 from ebmvk.model.experts import MixtureOfExperts
@@ -70,14 +70,14 @@ class Decoder(nn.Module, ABC):
         self.gain = math.sqrt(config.latent_dim)
 
     @abstractmethod
-    def moved(self, rows: Tensor, cache: Cache | None = None, masks: Masks = NONE) -> tuple[Tensor, Sequence[OwnLoss]]:
+    def moved(self, rows: Tensor, cache: Past | None = None, masks: Masks = NONE) -> tuple[Tensor, Sequence[OwnLoss]]:
         """Apply D. rows: (B, T, 4 d), elements with mean square 1.
 
         Returns (B, T, d) and the decoder's own losses.
         """
 
     def forward(
-        self, scales: Scales, cache: Cache | None = None, masks: Masks = NONE
+        self, scales: Scales, cache: Past | None = None, masks: Masks = NONE
     ) -> tuple[Tensor, Sequence[OwnLoss]]:
         """Unit rows h_hat (B, T, d), and the decoder's own losses."""
         h = scales.state
@@ -95,7 +95,7 @@ class MixtureDecoder(Decoder):
         d = config.latent_dim
         self.moe = MixtureOfExperts(4 * d, config.hidden_dim, d, config.moe_experts, config.moe_active)
 
-    def moved(self, rows: Tensor, cache: Cache | None = None, masks: Masks = NONE) -> tuple[Tensor, Sequence[OwnLoss]]:
+    def moved(self, rows: Tensor, cache: Past | None = None, masks: Masks = NONE) -> tuple[Tensor, Sequence[OwnLoss]]:
         del cache, masks  # no position looks at another, and nothing is dropped
         y, routing = self.moe(rows.flatten(0, -2))
         return y.view(*rows.shape[:-1], -1), (routing,)
@@ -116,7 +116,7 @@ class TransformerDecoder(Decoder):
         self.inner = nn.Linear(4 * d, d, bias=False)
         self.block = Block(config, config.context_global, width, F.gelu)
 
-    def moved(self, rows: Tensor, cache: Cache | None = None, masks: Masks = NONE) -> tuple[Tensor, Sequence[OwnLoss]]:
+    def moved(self, rows: Tensor, cache: Past | None = None, masks: Masks = NONE) -> tuple[Tensor, Sequence[OwnLoss]]:
         y: Tensor = self.block(self.inner(rows).to(rows.dtype), cache, masks)
         return y, ()
 

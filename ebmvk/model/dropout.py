@@ -43,7 +43,7 @@ def dropout(x: Tensor, rate: float, masks: Masks, place: int = 0) -> Tensor:
     """Zero each element with probability round(256 rate)/256; divide the others by the share that
     is kept.
 
-    x: (B, ...), whose first dimension are the rows of the pass. place: 0 to 15, the number of the
+    x: (B, ...), one entry for each row of the pass. place: 0 to 15, the number of the
     call in this part of the model.
     """
     threshold = round(256 * rate)

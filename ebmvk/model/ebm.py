@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ebmvk.config.checks import check_model
 from ebmvk.config.schema import ModelConfig
-from ebmvk.model.cache import Cache
+from ebmvk.model.cache import Past
 from ebmvk.model.context import SCALES, ContextTrunk
 from ebmvk.model.decoder import Composition, MixtureDecoder, build_decoder
 from ebmvk.model.dropout import NONE, Masks
@@ -100,11 +100,11 @@ class EnergyModel(LanguageModel):
 
     @torch.no_grad()
     def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
-        """Set unit rows; the random ones have about that length too."""
+        """Set the rows to length 1, which is about the length of the random ones."""
         self.points[known] = directions[known]
 
     def forward(
-        self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None, masks: Masks = NONE
+        self, tokens: Tensor, embeddings: Tensor | None = None, cache: Past | None = None, masks: Masks = NONE
     ) -> EnergyContext:
         """tokens: (B, T) int64.
 

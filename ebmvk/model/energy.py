@@ -42,7 +42,7 @@ class TokenEnergy(nn.Module):
     """The learned scale s, the weights of the terms, and the weights of the three context scales.
 
     Without a splat term, s multiplies the other two terms. The length of the query has to change by
-    factors; a weight changes by additive steps, so it would be slow to follow.
+    factors, and their weights, which change by additive steps, would be slow to follow.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmvk.config.schema import ModelConfig
-from ebmvk.model.cache import Cache
+from ebmvk.model.cache import Past, Room
 from ebmvk.model.dropout import NONE, Masks
 from ebmvk.model.integration import correlation_of, phi_of
 from ebmvk.model.language import Counted, OwnLoss
@@ -34,7 +34,7 @@ UNITS = 16  # number of hidden units whose integration is measured, evenly sprea
 
 
 class ExternalMemory(nn.Module):
-    """(B, T, d) -> (B, T, d): what each position reads from the memory. It starts at zero."""
+    """(B, T, d) -> (B, T, d): what each position reads from the memory; zero before training."""
 
     def __init__(self, dim: int, slots: int) -> None:
         super().__init__()
@@ -57,7 +57,12 @@ class ExternalMemory(nn.Module):
         cosine = F.normalize(x, dim=-1) @ F.normalize(self.addresses, dim=-1).to(x.dtype).T
         return torch.softmax(self.log_sharpness.exp() * cosine.float(), dim=-1)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+    def rooms(self) -> tuple[Room, ...]:
+        """What a cache keeps of a row: the content of the slots and their mass."""
+        slots, dim = self.addresses.shape
+        return Room((slots, dim)), Room((slots,))
+
+    def forward(self, x: Tensor, cache: Past | None = None) -> Tensor:
         """x: (B, T, d), normalised."""
         reads, writes, value = self._near(self.read(x)), self._near(self.write(x)), self.value(x)
         weight = self.strength(x)
@@ -126,7 +131,7 @@ class Infinito(Transformer):
         self.reach = config.context_global
         self.memory = ExternalMemory(config.latent_dim, config.memory_slots) if config.use_memory else None
 
-    def read(self, x: Tensor, cache: Cache | None, masks: Masks = NONE) -> tuple[Tensor, Sequence[OwnLoss]]:
+    def read(self, x: Tensor, cache: Past | None, masks: Masks = NONE) -> tuple[Tensor, Sequence[OwnLoss]]:
         """As `Transformer.read`, with the memory half way up."""
         middle = (len(self.blocks) + 1) // 2
         for i, block in enumerate(self.blocks):

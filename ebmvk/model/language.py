@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmvk.config.schema import ModelConfig
-from ebmvk.model.cache import Cache
+from ebmvk.model.cache import Cache, Past
 from ebmvk.model.dropout import NONE, Masks
 from ebmvk.model.roles import HIDDEN, ROUTER, SCALAR, Role
 
@@ -92,7 +92,7 @@ class Context:
 class LanguageModel(nn.Module, ABC):
     """A language model: p(v|c) = softmax(kappa_v query(c).row_v + b_v).
 
-    The rows are the vectors of the input tokens too.
+    The same rows are the vectors of the input tokens.
 
     A new model needs the abstract methods, the class variables without a value, and an entry in
     `ebmvk.config.models`.
@@ -117,7 +117,7 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None, masks: Masks = NONE
+        self, tokens: Tensor, embeddings: Tensor | None = None, cache: Past | None = None, masks: Masks = NONE
     ) -> Context:
         """The output for every prefix of the tokens.
 

@@ -17,40 +17,13 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ebmvk.config.schema import ModelConfig
-from ebmvk.model.cache import Cache, Growing
-from ebmvk.model.constants import constant
+from ebmvk.model.cache import Growing, Past, Room
 from ebmvk.model.dropout import NONE, Masks, dropout
+from ebmvk.model.positions import rotations, window_bias
 
 Result = TypeVar("Result")
 
 MIN_BLOCK = 32  # least tokens per attention block: smaller products waste the cores
-_ANGLES = 1024  # positions whose rotary angles are computed at once
-
-
-@constant
-def _window_bias(block: int, reach: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(block, reach): 0 where a query may look (itself and the window-1 tokens before it), -inf
-    elsewhere.
-
-    The block's own tokens are the last of the `reach` keys.
-    """
-    age = torch.arange(block, device=device)[:, None] - torch.arange(reach, device=device) + (reach - block)
-    allowed = (age >= 0) & (age < window)
-    return torch.zeros(block, reach, dtype=dtype, device=device).masked_fill(~allowed, -math.inf)
-
-
-@constant
-def _angles(length: int, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    frequency = 1000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) * 2 / dim)
-    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
-    return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
-
-
-def _rotations(begin: int, end: int, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, dim/2) of the rotary angles t 1000^{-2i/dim}, for t from begin to end. The
-    base is small because windows are short."""
-    cos, sin = _angles(_ANGLES * math.ceil(end / _ANGLES), dim, dtype, device)
-    return cos[begin:end], sin[begin:end]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -112,14 +85,14 @@ def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     block = max(window, MIN_BLOCK)
     if length <= block + block // 2:
         scores = q @ k.transpose(-1, -2)
-        return torch.softmax(scores + _window_bias(length, length, window, scores.dtype, q.device), dim=-1) @ v
+        return torch.softmax(scores + window_bias(length, length, window, scores.dtype, q.device), dim=-1) @ v
     # The first block masks the zeros before it, because keys of zeros would get weight.
     tail = -length % block
     shape = (*q.shape[:-2], -1, block, q.shape[-1])
     q, k, v = (F.pad(x, (0, 0, 0, tail)).reshape(shape) for x in (q, k, v))
     k, v = (torch.cat([F.pad(x, (0, 0, 0, 0, 1, -1)), x], dim=-2) for x in (k, v))
     scores = q @ k.transpose(-1, -2)
-    bias = _window_bias(block, 2 * block, window, scores.dtype, q.device).repeat(q.shape[-3], 1, 1)
+    bias = window_bias(block, 2 * block, window, scores.dtype, q.device).repeat(q.shape[-3], 1, 1)
     bias[0, :, :block] = -math.inf
     return (torch.softmax(scores + bias, dim=-1) @ v).flatten(-3, -2)[..., :length, :]
 
@@ -141,7 +114,7 @@ class Attention(nn.Module):
         # Queries and keys are unit vectors; times this, scores start within +- sqrt(dim of a head).
         self.temperature = nn.Parameter(torch.full((heads, 1, 1), math.sqrt(dim // heads)))
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: Past | None = None) -> Tensor:
         """x: (B, T, d) -> (B, T, d). With a cache, x are the positions after those in the cache."""
         q, k, v = self._heads(x, cache)
         if cache:
@@ -156,23 +129,28 @@ class Attention(nn.Module):
         d).
         """
         q, k, _ = self._heads(x, None)
-        bias = _window_bias(x.shape[1], x.shape[1], self.window, q.dtype, q.device)
+        bias = window_bias(x.shape[1], x.shape[1], self.window, q.dtype, q.device)
         return torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1)
 
-    def _heads(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor, Tensor]:
+    def rooms(self) -> tuple[Room, ...]:
+        """What a cache keeps of a row: the newest early keys, keys and values."""
+        width = self.out.in_features // self.heads
+        kept = Room((self.heads, self.window, width), growing=True)
+        return Room((self.heads // 2, 1, width)), kept, kept
+
+    def _heads(self, x: Tensor, cache: Past | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys (normalised, rotated and scaled) and values, each (B, H, T, dim)."""
         batch, length, dim = x.shape
         width = dim // self.heads
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width).permute(2, 0, 3, 1, 4)
-        begin = cache.length if cache else 0
-        cos, sin = _rotations(begin, begin + length, width, x.dtype, x.device)
+        cos, sin = cache.rotations(length, width, x) if cache else rotations(0, length, width, x.dtype, x.device)
         early, own = k.tensor_split([self.heads // 2], dim=1)
         both = torch.cat([q, self._shifted(early, cache), own], dim=1).to(x.dtype)
         q, k = _rotate(rms_norm(both), cos, sin).chunk(2, dim=1)
         root = math.sqrt(width)
         return q * (self.temperature / root), k / root, v
 
-    def _shifted(self, early: Tensor, cache: Cache | None) -> Tensor:
+    def _shifted(self, early: Tensor, cache: Past | None) -> Tensor:
         """Keys (B, H/2, T, dim), each moved to the token after it; the first token gets 0."""
         if cache is None:
             return F.pad(early, (0, 0, 1, -1))
@@ -182,17 +160,12 @@ class Attention(nn.Module):
         cache.parts[self] = (early[..., -1:, :], keys, values)
         return torch.cat([last, early[..., :-1, :]], dim=-2) if early.shape[-2] > 1 else last
 
-    def _cached_attention(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache) -> Tensor:
+    def _cached_attention(self, q: Tensor, k: Tensor, v: Tensor, cache: Past) -> Tensor:
         """Attention of new positions over themselves and at most window - 1 cached ones."""
         _, keys, values = cache.parts[self]
         past = cache.seen(self.window)
         k, v = keys.append(k, past), values.append(v, past)
-        new, reach = q.shape[-2], k.shape[-2]
-        scores = q @ k.transpose(-1, -2)
-        if new > 1:  # a single position sees everything that is kept
-            scores += _window_bias(new, reach, self.window, q.dtype, q.device)
-        if cache.padded(new, reach):
-            scores.masked_fill_(cache.hidden(new, reach), -math.inf)
+        scores = cache.masked(q @ k.transpose(-1, -2), self.window)
         return torch.softmax(scores, dim=-1) @ v
 
 
@@ -239,7 +212,7 @@ class Block(nn.Module):
         nn.init.zeros_(self.down.weight)
         self.rate, self.activation = config.dropout, activation
 
-    def forward(self, x: Tensor, cache: Cache | None = None, masks: Masks = NONE) -> Tensor:
+    def forward(self, x: Tensor, cache: Past | None = None, masks: Masks = NONE) -> Tensor:
         """x: (B, T, d) -> (B, T, d)."""
         x = x + dropout(self.attention(rms_norm(x), cache), self.rate, masks, 0)
         hidden = self.activation(self.up(rms_norm(x)))
@@ -247,7 +220,7 @@ class Block(nn.Module):
 
 
 def apply(
-    block: Callable[[Tensor, Cache | None, Masks], Result], x: Tensor, cache: Cache | None, masks: Masks, *, again: bool
+    block: Callable[[Tensor, Past | None, Masks], Result], x: Tensor, cache: Past | None, masks: Masks, *, again: bool
 ) -> Result:
     """Return block(x, cache, masks). again: in training, keep no intermediate values and compute
     the block once more for the gradient."""

@@ -30,7 +30,7 @@ class DeviceLayers:
         compiled: makes a program of a function.
         rows: how many windows are read at once; by default, as many as on a processor, or all of a
             text that has fewer.
-        doing: told what takes long.
+        doing: called before something that takes long, with a line that says what it is.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class DeviceLayers:
 
 
 def log_p_of(model: LanguageModel) -> Function:
-    """(parameters, {tokens, targets}) -> log p (B, T) of the targets, which follow the tokens.
+    """The function (parameters, {tokens, targets}) -> log p (B, T). The targets follow the tokens.
 
     tokens, targets: (B, T) int64.
     """
@@ -117,7 +117,7 @@ def log_p_of(model: LanguageModel) -> Function:
 
 
 def states_of(model: LanguageModel) -> Function:
-    """(parameters, {tokens}) -> {query, h}, the fields of `Context`."""
+    """The function (parameters, {tokens}) -> {query, h}, which are fields of `Context`."""
 
     def states(tokens: Tensor) -> dict[str, Tensor]:
         seen = model(tokens)
@@ -126,14 +126,14 @@ def states_of(model: LanguageModel) -> Function:
     return _pure(model, states, ("tokens",))
 
 
-class _Called(nn.Module):
+class Called(nn.Module):
     """A function of a model's, called while `functional_call` replaces the parameters."""
 
     def __init__(self, model: LanguageModel, function: Callable[..., Any]) -> None:
         super().__init__()
         self.model, self.function = model, function
 
-    def forward(self, *arguments: Tensor) -> Any:
+    def forward(self, *arguments: Any) -> Any:
         was_training = self.model.training
         self.model.eval()
         try:
@@ -145,7 +145,7 @@ class _Called(nn.Module):
 
 def _pure(model: LanguageModel, function: Callable[..., Any], names: Sequence[str]) -> Function:
     """The function, without dropout, with parameters and named inputs as its arguments."""
-    called = _Called(model, function)
+    called = Called(model, function)
 
     def pure(parameters: dict[str, Tensor], inputs: dict[str, Tensor]) -> Any:
         values = {f"model.{name}": value for name, value in parameters.items()}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmvk.config.schema import ModelConfig
-from ebmvk.model.cache import Cache
+from ebmvk.model.cache import Past
 from ebmvk.model.context import trunk_blocks
 from ebmvk.model.dropout import NONE, Masks, dropout
 from ebmvk.model.experts import MixtureOfExperts, Routing
@@ -25,7 +25,7 @@ from ebmvk.sphere.geometry import projx
 
 
 class Transformer(LanguageModel):
-    """Rows are free vectors. The loss is the cross-entropy, plus the losses that the blocks add."""
+    """Its rows may be any vectors. The loss is the cross-entropy, plus the losses of the blocks."""
 
     rows_name, rows_role = "table", FREE_ROWS
     inherited = ("table", "bias", "blocks.")
@@ -43,18 +43,18 @@ class Transformer(LanguageModel):
 
     @torch.no_grad()
     def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
-        """Set rows of length d^-1/2; the random ones have about that length too."""
+        """Set the rows to length d^-1/2, which is about the length of the random ones."""
         self.table[known] = directions[known] / math.sqrt(self.config.latent_dim)
 
     def forward(
-        self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None, masks: Masks = NONE
+        self, tokens: Tensor, embeddings: Tensor | None = None, cache: Past | None = None, masks: Masks = NONE
     ) -> Context:
         """tokens: (B, T) int64."""
         rows = F.embedding(tokens, self.embeddings() if embeddings is None else embeddings)
         x, aux = self.read(rms_norm(dropout(rows, self.config.dropout, masks)), cache, masks)
         return Context(rms_norm(x), projx(x), aux)
 
-    def read(self, x: Tensor, cache: Cache | None, masks: Masks = NONE) -> tuple[Tensor, Sequence[OwnLoss]]:
+    def read(self, x: Tensor, cache: Past | None, masks: Masks = NONE) -> tuple[Tensor, Sequence[OwnLoss]]:
         """The residual stream (B, T, d) after the last block, and the losses of its experts."""
         losses: list[OwnLoss] = []
         for part, block in enumerate(self.blocks, start=1):
@@ -85,7 +85,7 @@ class ExpertBlock(nn.Module):
         self.moe = MixtureOfExperts(d, config.ffn_dim, d, config.moe_experts, config.moe_active)
         self.rate = config.dropout
 
-    def routed(self, x: Tensor, cache: Cache | None = None, masks: Masks = NONE) -> tuple[Tensor, Routing]:
+    def routed(self, x: Tensor, cache: Past | None = None, masks: Masks = NONE) -> tuple[Tensor, Routing]:
         """x: (B, T, d) -> (B, T, d), and the experts that each position was sent to."""
         x = x + dropout(self.attention(rms_norm(x), cache), self.rate, masks, 0)
         y, routing = self.moe(rms_norm(x).flatten(0, -2))

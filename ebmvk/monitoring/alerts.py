@@ -259,7 +259,7 @@ class SickSplats:
         if row["nearest_angle"] < CLOSE * width:
             yield Alert(
                 "splats collapsed",
-                f"the nearest splat is {row['nearest_angle']:.2g} rad away on average, where one is {width:.2g} wide",
+                f"the nearest splat is {row['nearest_angle']:.2g} rad away on average, and a splat is {width:.2g} wide",
                 f"start a new run with {self._fewer(row['splats'])}",
             )
 

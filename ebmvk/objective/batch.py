@@ -129,8 +129,8 @@ def prepare(
 
     tokens: (B, T+1) int64, all rows of the step; a row ends at its first -1. fixed: give all
     tensors shapes that depend on that of `tokens` alone, with weights of 0 where nothing is;
-    otherwise only what counts is kept, which is faster on a processor. draws: prepare the losses
-    that draw random numbers too.
+    otherwise only what counts is kept, which is faster on a processor. draws: also prepare the
+    losses that draw random numbers.
     """
     tokens = tokens.detach().cpu()
     own, dtype = share.rows(len(tokens)), model.bias.dtype
@@ -179,8 +179,11 @@ def _noised(model: LanguageModel, config: Config, everyone: Tensor, rng: torch.G
 def noised_at(
     at: Tensor, targets: Tensor, kappa: Tensor, d: int, rng: torch.Generator, *, score: bool = True
 ) -> Noised:
-    """Noise in d dimensions for m positions. at, targets: (m,) int64. kappa: (m,), >= 0. score: for
-    the score form too."""
+    """Draw noise in d dimensions for m positions.
+
+    at, targets: (m,) int64. kappa: (m,), >= 0. score: also prepare what the score form of the loss
+    needs.
+    """
     deficit = sample_deficit(kappa.double(), d, rng)
     normals = torch.randn(len(at), d, dtype=torch.float64, generator=rng)
     of_kappa = (kappa, log_c_ratio(kappa, d), mean_cosine(kappa, d) if score else None)

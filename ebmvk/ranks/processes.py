@@ -202,8 +202,8 @@ class Ranks:
         return load_tensors(self.broadcast(torch.zeros(length, dtype=torch.uint8)).numpy().tobytes())
 
     def scatter(self, own: Tensor, parts: Sequence[Tensor] | None = None) -> Tensor:
-        """Fill `own`, on the CPU, with this rank's entry of the first rank's `parts`, all of its
-        shape.
+        """Fill `own`, on the CPU, with this rank's entry of the first rank's `parts`. All of them
+        have the shape of `own`.
         """
         with self._reaching():
             dist.scatter(own, None if parts is None else list(parts), src=0, group=self._idle)

@@ -77,7 +77,7 @@ def experts(layers: Sequence[Row]) -> Shown:
         for place, load in enumerate(own["load"], start=1)
     ]  # fmt: skip
     note = (
-        "The load of an expert is its share of all tokens. Beside it: the tokens that go there most beyond that share, "
-        "each with the percentage of its occurrences that do."
+        "The load of an expert is its share of all tokens. Beside it: the tokens that prefer this expert most, "
+        "each with the percentage of its occurrences that go there."
     )
     return Shown(note, tables=[Table(("layer, expert", "load", "tokens"), rows, words=True)])

@@ -26,7 +26,7 @@ def revision(found: Checkpoint) -> int:
 def known_faults(run: OpenRun) -> list[str]:
     """Sentences about what is wrong with a run or with the figures in its folder.
 
-    New measurements are right.
+    Figures that are measured again with this version are right.
     """
     if revision(run.checkpoint) >= REVISION:
         return []

@@ -1,7 +1,7 @@
 """Turns nested state, such as an optimiser's, into tensors and a tree of JSON values, and back.
 
-A safetensors file holds the table; state.json holds the tree, with each tensor replaced by
-its key.
+A safetensors file holds the tensors by key; state.json holds the tree, with the key in place of
+each tensor.
 """
 
 from __future__ import annotations

@@ -97,8 +97,7 @@ def compared(run: OpenRun, corpus: Corpus, split: str) -> Comparison:
 
 
 def compared_by_text(run: OpenRun, corpus: Corpus, split: str) -> Comparison:
-    """`compared` if the run has digests of its texts; otherwise unknown, without looking at
-    tokens."""
+    """Like `compared`, but only by digests of the texts: without them the answer is unknown."""
     return compared(run, corpus, split) if run.checkpoint.state.get("text") else NOT_ASKED
 
 

@@ -53,7 +53,7 @@ def annealed_langevin(
             trajectory, so there are steps // LEAPFROGS of them, at least one per level.
 
     Raises:
-        ArgumentError: as `annealed_schedule`. NonFinite: a chain left the finite numbers.
+        ArgumentError: as `annealed_schedule`. NonFinite: a chain became infinite or NaN.
     """
     schedule = annealed_schedule(
         law.points.d,

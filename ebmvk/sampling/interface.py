@@ -62,8 +62,9 @@ class TokenPoints:
 class Options:
     """How to sample.
 
-    settings: those of the run. `langevin_steps` sets the work of every sampler: integrator steps of
-        a Langevin chain, leapfrogs of each replica, eight per sweep of block Gibbs.
+    settings: those of the run. `langevin_steps` sets the work of every sampler: the number of
+        integrator steps of a Langevin chain, or of leapfrogs of each replica; block Gibbs makes one
+        sweep for every eight.
     seed: the same seed gives the same result. first_chain: the number of the first context: its
         draws are those of that chain, however a batch is split.
     """
@@ -119,7 +120,9 @@ StateFunction = Callable[[LatentLaw, Tensor, Options], State]
 
 
 def decoding_seed(options: Options) -> int:
-    """Not the seed of the chain: the decoder's draws must be independent of how x was made."""
+    """The decoder's seed. It isn't the chain's, because the decoder's draws must be independent of
+    how x was made.
+    """
     return fork(options.seed, 0)
 
 

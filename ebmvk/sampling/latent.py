@@ -184,12 +184,12 @@ class LatentLaw:
 
 
 def check_finite(x: Tensor, temperature: float) -> None:
-    """Raises NonFinite if a chain of x (B, d) has left the finite numbers."""
+    """Raises NonFinite if a chain of x (B, d) has become infinite or NaN."""
     if lost := int((~torch.isfinite(x).all(1)).sum()):
         raise NonFinite(
             f"{lost} of {len(x)} Langevin chains are no longer finite (temperature {temperature:g})",
             why="a step size, friction, temperature or concentration is too large",
-            hint="remove --langevin-dt, --langevin-gamma, --langevin-T and --kappa: rules set them then",
+            hint="remove --langevin-dt, --langevin-gamma, --langevin-T and --kappa, so that rules set them",
         )
 
 

@@ -82,7 +82,7 @@ class DeviceLaw:
         return self.law.log_rest  # type: ignore[return-value]
 
     def start(self, *, seed: int, temperature: float, first_chain: int = 0) -> tuple[DeviceTensor, DeviceTensor]:
-        """As `LatentLaw.start`, by the same random numbers."""
+        """As `LatentLaw.start`, with the same random numbers."""
         start = self.backend.chain_start(
             len(self.ids),
             self.points.d,

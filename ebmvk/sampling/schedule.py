@@ -94,7 +94,7 @@ def _ramp(n: int, like: Tensor) -> Tensor:
 def _check(levels: int, steps: int, **positive: float | None) -> None:
     if levels < 1 or steps < levels:
         raise ArgumentError(
-            f"langevin levels = {levels}, steps = {steps}", hint="use at least one level and one step per level"
+            f"langevin has {levels} levels and {steps} steps", hint="use at least one level and one step per level"
         )
     for name, value in positive.items():
         if value is not None and not 0 < value < math.inf:

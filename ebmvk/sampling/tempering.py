@@ -78,7 +78,7 @@ def tempering(
 
     Raises:
         ArgumentError: rungs < 2, rounds < 1, or `scheme` accepts every step. NonFinite: a chain
-            left the finite numbers.
+            became infinite or NaN.
     """
     if rungs < 2 or rounds < 1:
         raise ArgumentError(f"rungs = {rungs}, rounds = {rounds}", hint="use at least two rungs and one round")

@@ -103,7 +103,7 @@ class TokenSampler:
             able = [name for name, one in SAMPLERS.items() if one.module and not one.conflict(self.settings)]
             why, remedy = _CONFLICTS[setting]
             raise ConfigError(
-                f"--sampler {self.name} with the run's {setting} {getattr(self.settings, setting)}",
+                f"--sampler {self.name} doesn't work with the run's {setting} {getattr(self.settings, setting)}",
                 why=why,
                 hint=f"use --sampler {' or '.join(able)}, or set {remedy} in the run's config.toml",
             )

@@ -251,8 +251,8 @@ def placed(mu: Tensor, deficit: Tensor, normals: Tensor) -> Tensor:
 
 
 def sample_deficit(kappa: Tensor, d: int, rng: torch.Generator) -> Tensor:
-    """1 - t for t = mu.x of samples of vMF(mu, kappa), (B,): at large kappa t itself would lose it
-    to rounding. kappa: (B,) float64, >= 0."""
+    """Samples of 1 - t, (B,), where t = mu.x for x ~ vMF(mu, kappa). Computed from t, it would be
+    lost to rounding at large kappa. kappa: (B,) float64, >= 0."""
     b = (d - 1) / (2 * kappa + torch.sqrt(4 * kappa * kappa + (d - 1) ** 2))
     x0 = (1 - b) / (1 + b)
     c = kappa * x0 + (d - 1) * torch.log(4 * b / (1 + b) ** 2)  # 1 - x0^2

@@ -64,8 +64,10 @@ def created(
     """Up to `most` new splats made from candidates, and the places in the history that they used
     up.
 
-    place: (m,), the candidates' places in the history. Each candidate joins its nearest seed with
-    the share of it that no splat has taken yet; groups lighter than LEAST_MASS are dropped.
+    Some candidates are chosen as seeds. Every candidate joins the nearest seed, with the share of
+    its mass that no splat has taken yet. Groups lighter than LEAST_MASS are dropped.
+
+    place: (m,), the candidates' places in the history.
     """
     count = min(most, len(place) // MEMBERS)
     if count < 1:

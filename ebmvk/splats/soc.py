@@ -40,7 +40,7 @@ LEAST_COUNT = 0.01  # smaller counts of a token in a splat are forgotten
 CHURN = 20
 FOLD_SHARE = 8  # the held-out fold keeps 1/8 as many states as the history
 ACTIVE_CHECKS = 5  # a splat counts as dead after this many checks without a recall
-RETRY_CHECKS = 4  # checks between two attempts at a growth that was rejected
+RETRY_CHECKS = 4  # checks until growth that was rejected is tried again
 
 Judge = Callable[[SplatStore | None], float]
 """Validation nats per token of the model with these splats as its memory; None: no memory."""
@@ -50,7 +50,7 @@ Judge = Callable[[SplatStore | None], float]
 class Counters:
     """The values that a consolidation keeps from one check to the next.
 
-    phase: the current phase of the curriculum. tried: the check that last rejected a growth.
+    phase: the current phase of the curriculum. tried: the check that last rejected growth.
     checks: number done.
     step, phi, rate: the training step of the last check, its order parameter, and its events per
     1000 states.

@@ -370,7 +370,7 @@ class SplatStore:
         if bool((self.length > self.mass * (1 + 1e-3)).any()):
             raise _damaged(source, "a resultant is longer than its mass")
         if bool((self.frequency < 0).any()) or bool((self.birth < 0).any()) or bool((self.last_use < self.birth).any()):
-            raise _damaged(source, "frequency or birth is negative, or a last use before its birth")
+            raise _damaged(source, "frequency or birth is negative, or a last use comes before the splat's birth")
 
 
 def _rows_of(cell: Tensor, count: Tensor, n: int, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:

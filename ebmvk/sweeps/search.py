@@ -23,8 +23,8 @@ MOST_REFUSED = 1000  # points in a row that train rejects
 
 @dataclass(frozen=True)
 class Axis:
-    """A numeric setting to search, log-uniform between two positive bounds. The bounds are whole
-    numbers if the setting is one.
+    """A numeric setting to search, log-uniform between two positive bounds. For a setting that
+    takes whole numbers, the bounds are whole numbers, too.
     """
 
     name: str

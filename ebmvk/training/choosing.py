@@ -1,7 +1,7 @@
-"""`--device auto`: a few steps on the CPU and on the Vulkan device tell where a run is trained.
+"""`--device auto`: times a few steps on the CPU and on the Vulkan device, and chooses the faster.
 
-Nothing of the run changes: the steps are taken with copies, from the same weights, on the batch of
-the next step.
+This doesn't change the run: the steps work on copies of the weights, with the batch of the next
+step.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Take = Callable[[Steps], object]
 class Choice:
     """Where the layers are trained, and why.
 
-    where: cpu or vulkan. why: a clause for people. cpu, vulkan: median seconds of a step, None if
-    not measured. seconds: what measuring took.
+    where: cpu or vulkan. why: part of a sentence, for people. cpu, vulkan: median seconds of a
+    step, None if not measured. seconds: what measuring took.
     """
 
     where: str
@@ -58,7 +58,7 @@ def chosen(host: Callable[[], Steps], device: Callable[[], Steps], take: Take, l
     A run so short that measuring would take more than `SHARE` of it stays on the CPU.
 
     Args:
-        host, device: make what takes steps, from copies of the weights.
+        host, device: make the `Steps` to time, with copies of the weights.
         take: takes a step.
         left: the number of steps that the run has left.
     """
@@ -68,14 +68,15 @@ def chosen(host: Callable[[], Steps], device: Callable[[], Steps], take: Take, l
         return time.perf_counter() - began
 
     if left * SHARE < STEPS + 1:
-        return Choice("cpu", f"with {left} steps left, measuring the device would take too large a part of them")
+        return Choice("cpu", f"with {left} steps left, measuring the device isn't worth it")
     try:
         with torch.random.fork_rng(devices=[]):
             steps = host()
             first = timed(steps, take)
             if first * left * SHARE < COMPILING:
                 return Choice(
-                    "cpu", f"the run takes about {duration(first * left)} there, too little to measure the device",
+                    "cpu",
+                    f"the run takes only about {duration(first * left)} there, so measuring the device isn't worth it",
                     first, seconds=spent(),
                 )  # fmt: skip
             cpu = median(timed(steps, take) for _ in range(STEPS))

@@ -48,7 +48,7 @@ class Programs(ABC):
         self._start: tuple[Tensors, Tensors] = ({}, {})
 
     def start(self, parameters: Tensors, moments: Tensors) -> None:
-        """Weights and moments for the next step."""
+        """Set the weights and moments for the next step."""
         self._start = (parameters, moments)
         if self._chain is not None:
             self._begin(self._chain)
@@ -206,7 +206,7 @@ class Split(Programs):
         return [*calls, Call("update", {}, scalars)]
 
     def _names(self) -> list[str]:
-        """Of what is added up."""
+        """The names of what is added up over the processes."""
         found = [f"{GRADIENTS}[{number}]" for number in range(len(self._parts.flats))]
         return [*found, LOSSES, *([SAMPLE] if self._parts.samples else [])]
 
@@ -215,7 +215,7 @@ class Split(Programs):
 
 
 def _put(state: Tensors, record: Tensors, scalars: Tensors) -> Tensors:
-    """The slots with the record's sample, which leaves the record; empty without slots."""
+    """The slots, with the sample moved there from the record; empty if there are no slots."""
     return {SEEN: put(state[SEEN], record.pop("sample"), scalars["slot"])} if SEEN in state else {}
 
 

@@ -43,8 +43,9 @@ class DeviceSteps(Steps):
     """The step of a model, compiled for a device at its first step, alone or together with other
     processes.
 
-    device: its backend is a `Vulkan`. doing: told what takes long. interruption: what the other
-    processes are told of, and tell.
+    device: its backend is a `Vulkan`. interruption: passed on to the other processes, and set if
+    one of them is interrupted. doing: called before something that takes long, with a line that
+    says what it is.
     """
 
     def __init__(
@@ -67,15 +68,15 @@ class DeviceSteps(Steps):
         self.begin()
 
     def resized(self, config: Config) -> DeviceSteps:
-        """Weights and moments on the device are shared."""
+        """See `Steps.resized`. Both use the weights and moments that are on the device."""
         other = copy.copy(self)
         other.config, other._layers, other._waiting, other._seen = config, None, [], []
         return other
 
     def layers(self) -> DeviceLayers:
-        """See `Steps.layers`. They read the weights on the device, in batches of a pass.
+        """See `Steps.layers`. They use the weights on the device, and batches as large as a pass.
 
-        Raises BatchTooLarge as `take`, if the step has no program yet and can't have one.
+        Raises BatchTooLarge as `take`, if the step's program doesn't exist yet and doesn't fit.
         """
         training = self.config.training
         if self._programs.chain is None:
@@ -163,8 +164,8 @@ class DeviceSteps(Steps):
         accumulated = " and their gradients" if parts > 1 else ""
         yield (
             f"plan        {amount(sum(nbytes.values()))} on the device at the peak of a step: "
-            f"{amount(nbytes['kept'])} for weights and moments{accumulated}, {amount(nbytes['arena'])} for what is in "
-            "between"
+            f"{amount(nbytes['kept'])} for weights and moments{accumulated}, {amount(nbytes['arena'])} for "
+            "intermediate results"
         )
 
     # ---- what a step is given --------------------------------------------------------------------

@@ -39,11 +39,12 @@ class Evaluations:
         self.unigram = frequencies(streams.train, tokenizer.vocab_size)
 
     def part(self, layers: Layers) -> Likelihood:
-        """The exact likelihood of the first `--eval-tokens` tokens. layers: read them."""
+        """The exact likelihood of the first `--eval-tokens` tokens, which `layers` read."""
         return self._likelihood(self._part, layers)
 
     def details(self) -> dict[str, Any]:
-        """Score matching and gates on fewer of these tokens, as JSON values. torch reads them."""
+        """Score matching and gates on the first of these tokens, as JSON values. torch runs the
+        layers for them."""
         scored = self._score_matching(self._part) if self._model.on_sphere else []
         return {"score_matching": [level.record() for level in scored], "gates": self._gates(self._part)}
 
@@ -60,7 +61,8 @@ class Evaluations:
         return self._likelihood(validation, layers), base
 
     def looks(self) -> dict[str, Any]:
-        """Attention and experts of the model on the first tokens of validation, as JSON values."""
+        """Where attention heads look and which tokens experts take, on the first tokens of
+        validation, as JSON values."""
         tokens = self._streams.validation.tokens
         experts = inspection.specialisation_in(self._model, tokens[:EXPERT_TOKENS])
         return inspection.record(self._model, self._tokenizer, tokens[:LOOKED_AT], experts)

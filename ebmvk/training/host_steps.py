@@ -27,7 +27,7 @@ from ebmvk.training.stepping import Steps, Taken
 class HostSteps(Steps):
     """Forward and backward passes, then an update in place.
 
-    interruption: what the other processes are told of, and tell.
+    interruption: passed on to the other processes, and set if one of them is interrupted.
     """
 
     def __init__(

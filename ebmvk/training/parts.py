@@ -46,7 +46,7 @@ class Outline:
 
     @staticmethod
     def of(step: Step, parameters: Mapping[str, Tensor], batch: Batch) -> Outline:
-        """Found without computing anything."""
+        """The outline of a step's passes, found without computing anything."""
         with without_caches(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             fake, given = pytree.tree_map_only(Tensor, mode.from_tensor, (dict(parameters), batch))
             (losses,), gradients = step.gradients(fake, [given])

@@ -60,8 +60,8 @@ def enlist(ranks: Ranks, config: Config, train: TokenStream, model: LanguageMode
 def add_up(
     ranks: Ranks, model: LanguageModel, losses: Losses, sample: Tensor, *, interrupted: bool
 ) -> tuple[Losses, bool]:
-    """Sum gradients and `sample` over the ranks in place; returns the summed losses, and True if
-    any was interrupted.
+    """Sum gradients and `sample` over the ranks in place. Returns the summed losses, and True if
+    one of the ranks was interrupted.
 
     A parameter that has no gradient on any rank has none afterwards.
     """

@@ -56,10 +56,10 @@ def _validation_changed(found: Checkpoint, folder: Path, streams: Streams) -> bo
 
 
 def compare_masks(found: Checkpoint, config: Config, say: Callable[[str], None]) -> None:
-    """Say so if a run goes on with dropout masks that its first steps didn't draw.
+    """Say so if a resumed run draws other dropout masks than its first steps did.
 
-    The rule: a resumed run always draws the masks of this version. The rate is the same, and so is
-    the law of the masks, but not their bits.
+    A resumed run always draws the masks of this version. Masks of other versions have the same rate
+    and the same law, but not the same bits.
 
     Raises:
         CheckpointError: the checkpoint is of a version whose masks this one doesn't know.
@@ -75,8 +75,8 @@ def compare_masks(found: Checkpoint, config: Config, say: Callable[[str], None])
         )
     if version < dropout.VERSION and config.model.dropout > 0:
         say(
-            f"dropout     an earlier version drew the masks up to step {found.step}; from here on they are those of "
-            "this version: as many elements are dropped, but other ones"
+            f"dropout     an earlier version drew the masks up to step {found.step}; this version draws them from "
+            "here on: it drops as many elements, but different ones"
         )
 
 

@@ -14,12 +14,12 @@ from ebmvk.memory.while_training import samples
 SEEN = "seen"
 """Name of the slots among what a step keeps."""
 MOST_BYTES = 1 << 24
-"""Of all slots. Each step passes over them, since its slot is a number that it is given."""
+"""The most that all slots take. Each step writes all of them, since only the value of a scalar says
+which one is new."""
 
 
 def empty(config: Config) -> dict[str, Tensor]:
-    """What a step keeps of its samples: `SEEN`, (slots, m, d + 1) float32; nothing without
-    consolidation."""
+    """The slots for samples, all 0: {SEEN: (slots, m, d + 1) float32}; {} without consolidation."""
     m, width = samples(config), config.model.latent_dim + 1
     if not config.splats.enable_soc:
         return {}
@@ -28,6 +28,5 @@ def empty(config: Config) -> dict[str, Tensor]:
 
 
 def put(seen: Tensor, sample: Tensor, slot: Tensor) -> Tensor:
-    """The slots (slots, m, d + 1) with a sample (m, d + 1) in one of them; slot: int64, of no
-    dimension."""
+    """The slots (slots, m, d + 1) with a sample (m, d + 1) in one of them; slot: int64 scalar."""
     return torch.where(torch.arange(len(seen))[:, None, None] == slot, sample, seen)

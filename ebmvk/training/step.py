@@ -98,7 +98,7 @@ class Step:
             state: of the optimiser, as `update.empty_state` names it.
             batches: one `Batch` for each pass.
             scalars: lr, the learning rate; count, the number of updates including this one; both
-                float32 of no dimension.
+                float32 scalars.
             sample: (m,) int64, the positions that consolidation sees: their numbers among the
                 targets of all batches, one after another, with padding where batches keep it.
 

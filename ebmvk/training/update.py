@@ -62,7 +62,7 @@ def empty_state(parameters: Mapping[str, Tensor], rules: Mapping[str, Rule]) -> 
 
 
 def norm_of(gradients: Mapping[str, Tensor]) -> Tensor:
-    """The norm of all gradients together, a tensor of no dimension."""
+    """The norm of all gradients together, a scalar."""
     each = [torch.linalg.vector_norm(own) for own in gradients.values()]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(each))
     return norm
@@ -87,7 +87,7 @@ def updated(
     """New parameters and new state after one update.
 
     gradients: of the parameters that have one; the others stay as they are. lr: learning rate.
-    count: number of updates, including this one; both float32 of no dimension. dtype: see
+    count: number of updates, including this one; both float32 scalars. dtype: see
     `muon_dtype`.
     """
     new, kept = dict(parameters), dict(state)
@@ -125,5 +125,5 @@ def adamw(
 
 
 def where(finite: Tensor, new: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> Tensors:
-    """`new` if `finite` is True, else `old`. finite: bool, of no dimension."""
+    """`new` if `finite` is True, else `old`. finite: bool scalar."""
     return {name: value if value is old[name] else torch.where(finite, value, old[name]) for name, value in new.items()}

@@ -177,7 +177,7 @@ def test_whole_numbers_and_truth_values_on_the_way(recorder: Recorder) -> None:
     ):
         with pytest.raises(ArgumentError, match=text):
             compiled.run({**fed, leaf: value})
-    with pytest.raises(ValueError, match="are fed"):
+    with pytest.raises(ValueError, match="expected arrays for the leaves"):
         compiled.run({0: fed[0]})
 
 
@@ -193,7 +193,7 @@ def test_arguments_without_values_are_named(recorder: Recorder) -> None:
     compiled = Compiled(recorder, momentum([(3, 5)]), names=["w", "m", "x", "rate"])
     leaves = values_for(compiled.program, 1)
     compiled.write({"w": leaves[0]})
-    with pytest.raises(DeviceError, match="m and 0 more arguments have no values"):
+    with pytest.raises(DeviceError, match="no values on the device for m"):
         compiled.run({2: leaves[2], 3: leaves[3]})
     with pytest.raises(ArgumentError, match="no argument is called q"):
         compiled.write({"q": leaves[0]})

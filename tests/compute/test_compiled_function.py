@@ -140,7 +140,7 @@ def test_what_cannot_be_is_refused() -> None:
     shared = compile_function(predicted, of=compiled)
     with pytest.raises(ArgumentError, match="the step has no program yet"):
         shared.run(inputs_of(0))
-    with pytest.raises(ArgumentError, match="are those of a training step"):
+    with pytest.raises(ArgumentError, match="uses the parameters of a training step"):
         shared.start({})
     alone = compile_function(lambda parameters, inputs: [1.0, parameters, inputs], backend="reference")
     with pytest.raises(ArgumentError, match="the function has no parameters yet"):

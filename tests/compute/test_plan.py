@@ -203,7 +203,7 @@ def test_unsound_programs_are_refused() -> None:
     nodes = build.program.nodes
     for text, node in (
         ("before it is written", Loop((3,), 0, (Store(out, expr.load(ghost.view())),))),
-        ("sees elements 1 to 4", Loop((3,), 0, (Store(out, expr.load(View(a.tensor, (3,), (1,), 1))),))),
+        ("uses elements 1 to 4", Loop((3,), 0, (Store(out, expr.load(View(a.tensor, (3,), (1,), 1))),))),
     ):
         build.program.nodes = [*nodes, node]
         with pytest.raises(ValueError, match=text):

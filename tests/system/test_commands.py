@@ -416,6 +416,18 @@ def test_a_text_read_on_vulkan_has_the_figures_of_the_processor(ebmvk: Command, 
     assert found[0] == pytest.approx(found[1], abs=2e-5)  # printed with five digits
 
 
+def test_a_text_written_on_vulkan_is_that_of_the_processor(ebmvk: Command, trained: Path) -> None:
+    need_vulkan()
+    found = []
+    for where in ("vulkan", "cpu"):
+        args = ("--checkpoint", trained, "--device", where, "--sampler", "exact", "--max-tokens", 5)
+        said = ebmvk("generate", *args, "--prompt", "The cat", "She")
+        assert said.status == 0, said.err
+        assert ("the layers run there, too" in said.err) == (where == "vulkan")
+        found.append(said.out)
+    assert found[0] == found[1]
+
+
 # ---- separators between texts --------------------------------------------------------------------
 
 

@@ -95,11 +95,11 @@ def _is_typed(said: Said, *words: str) -> None:
         ("generate", ["--checkpoint", "/no/such/run", "--max-tokens", "0"], ["--max-tokens 0"]),
         ("generate", ["--checkpoint", "/no/such/run", "--seed", "-1"], ["--seed -1"]),
         ("generate", ["--checkpoint", "/no/such/run", "--strategy", "best"], ["--strategy 'best'", "nucleus 0.9"]),
-        ("generate", ["--checkpoint", "x", "--greedy", "--top-k", "5"], ["--greedy with --top-k 5"]),
+        ("generate", ["--checkpoint", "x", "--greedy", "--top-k", "5"], ["--greedy doesn't work with --top-k 5"]),
         (
             "generate",
             ["--checkpoint", "x", "--greedy", "--strategy", "combined"],
-            ["--greedy with --strategy combined"],
+            ["--greedy doesn't work with --strategy combined"],
         ),
         ("train", ["--dataset", "builtin:1"], ["--dataset builtin:1", "3 splits"]),
     ],

@@ -196,7 +196,7 @@ def test_a_model_without_energy_terms_is_refused(ebmvk: Command, tmp_path: Path)
 def test_a_switch_of_another_model_is_refused(switch: str, ebmvk: Command, tmp_path: Path) -> None:
     said = ebmvk("train", "--run-dir", tmp_path / "run", "--model", "plain", *switch.split())
     assert said.status == 2
-    assert f"{switch} with --model plain" in said.err
+    assert f"{switch} doesn't work with --model plain" in said.err
 
 
 def test_accumulated_batches_equal_one_large_batch(train: Command, tmp_path: Path) -> None:

@@ -147,4 +147,4 @@ def test_from_training_is_refused_without_splats(
     assert "has no splats from training" in said.err
     said = ebmvk("memory", "--checkpoint", consolidated, "--from-training", "--splats", 50)
     assert said.status == 2
-    assert "--splats 50 with --from-training" in said.err
+    assert "--splats 50 doesn't work with --from-training" in said.err

@@ -56,7 +56,7 @@ def test_a_short_run_is_not_kept_waiting() -> None:
     host = Fake(0.9 * COMPILING / SHARE / LONG)
     found = chosen(lambda: host, never, lambda _: None, LONG)  # type: ignore[arg-type, return-value]
     assert (found.where, host.taken, found.vulkan) == ("cpu", 1, None)
-    assert "too little to measure the device" in str(found)
+    assert "measuring the device isn't worth it" in str(found)
 
 
 @pytest.mark.parametrize("error", [OutOfMemory("no room", hint="-"), DeviceLost("gone", hint="-")])

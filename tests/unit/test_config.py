@@ -52,7 +52,7 @@ def test_reading_a_written_toml_gives_the_same_configuration(
 def test_a_key_outside_its_section_is_refused_and_the_section_named(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('dataset = "a.txt"\n', encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"'dataset' is outside of its section(.|\n)*a line \[data\]"):
+    with pytest.raises(ConfigError, match=r"'dataset' isn't in its section(.|\n)*a line \[data\]"):
         read_toml(path)
 
 

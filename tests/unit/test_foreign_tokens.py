@@ -155,7 +155,7 @@ def test_an_end_token_that_is_also_the_unknown_token_is_refused(tmp_path: Path) 
 def test_end_token_is_refused_for_tokenizers_made_here() -> None:
     from ebmvk.data.tokenizer_kinds import make_tokenizer
 
-    with pytest.raises(ConfigError, match="--end-token </s> with --tokenizer bpe"):
+    with pytest.raises(ConfigError, match="--end-token </s> doesn't work with --tokenizer bpe"):
         make_tokenizer("bpe", CORPUS, 300, end_token="</s>")
 
 

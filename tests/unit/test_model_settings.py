@@ -113,13 +113,25 @@ def test_a_recipe_has_settings_of_its_model_only(path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "what", "why"),
     [
-        ("--model tinygpt --memory-slots 64", "--memory-slots 64 with --model tinygpt", "--model infinito"),
-        ("--model ebm --use-moe", "--use-moe with --model ebm", "--model tinygpt or minillm"),
-        ("--model plain --no-use-splat", "--no-use-splat with --model plain", "--model ebm"),
-        ("--model plain --noise-levels 1 2", "--noise-levels 1.0 2.0 with --model plain", "--model ebm"),
-        ("--model infinito --langevin-steps 9", "--langevin-steps 9 with --model infinito", "--model ebm"),
-        ("--model tinygpt --context-local 5", "--context-local 5 with --model tinygpt", "whole training window"),
-        ("--model tinygpt --config c.toml", "model.memory_slots = 64 with --model tinygpt", "--model infinito"),
+        (
+            "--model tinygpt --memory-slots 64",
+            "--memory-slots 64 doesn't work with --model tinygpt",
+            "--model infinito",
+        ),
+        ("--model ebm --use-moe", "--use-moe doesn't work with --model ebm", "--model tinygpt or minillm"),
+        ("--model plain --no-use-splat", "--no-use-splat doesn't work with --model plain", "--model ebm"),
+        ("--model plain --noise-levels 1 2", "--noise-levels 1.0 2.0 doesn't work with --model plain", "--model ebm"),
+        ("--model infinito --langevin-steps 9", "--langevin-steps 9 doesn't work with --model infinito", "--model ebm"),
+        (
+            "--model tinygpt --context-local 5",
+            "--context-local 5 doesn't work with --model tinygpt",
+            "whole training window",
+        ),
+        (
+            "--model tinygpt --config c.toml",
+            "model.memory_slots = 64 doesn't work with --model tinygpt",
+            "--model infinito",
+        ),
     ],
 )
 def test_a_foreign_setting_is_refused_before_anything_is_read(
@@ -155,7 +167,7 @@ def test_an_older_run_with_a_setting_of_another_model_resumes(tmp_path: Path) ->
     old = replace(Config(), {"model": "tinygpt", "memory_slots": 64, "use_memory": False, "langevin_steps": 19})
     (tmp_path / "config.toml").write_text(write_toml(old), encoding="utf-8")
     assert job("--resume", str(tmp_path), "--lr", "0.5").config == replace(old, {"learning_rate": 0.5})
-    with pytest.raises(ConfigError, match="--langevin-steps 20 with --model tinygpt"):
+    with pytest.raises(ConfigError, match="--langevin-steps 20 doesn't work with --model tinygpt"):
         job("--resume", str(tmp_path), "--langevin-steps", "20")
 
 

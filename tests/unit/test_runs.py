@@ -81,9 +81,9 @@ CHEAP = [
     ("train", "--dataset none.txt", "--dataset none.txt: no such file"),
     ("train", "--stop-after 0", "--stop-after 0 is less than 1"),
     ("evaluate", "--limit 0", "--limit 0 is below 1"),
-    ("evaluate", "--test-file a --dataset b", "--test-file a with --dataset b"),
+    ("evaluate", "--test-file a --dataset b", "--test-file a doesn't work with --dataset b"),
     ("evaluate", "--scramble-memory", "--scramble-memory needs a memory"),
-    ("evaluate", "--memory both --split train", "--memory both with --split train"),
+    ("evaluate", "--memory both --split train", "--memory both doesn't work with --split train"),
     ("generate", "--max-tokens 0", "--max-tokens 0 is below 1"),
 ]
 

@@ -85,7 +85,7 @@ def test_old_files_without_frequency_and_age_load_with_zeros() -> None:
     with pytest.raises(CheckpointError, match="lacks 'birth'"):
         SplatStore.from_state(old | {"frequency": state["frequency"], "last_use": state["last_use"]}, "x")
     for name, value in (("frequency", -state["frequency"]), ("last_use", state["last_use"] - 1000)):
-        with pytest.raises(CheckpointError, match="before its birth"):
+        with pytest.raises(CheckpointError, match="before the splat"):
             SplatStore.from_state(state | {name: value}, "x")
 
 

@@ -56,7 +56,7 @@ def test_the_line_of_the_device_says_where_layers_are_trained() -> None:
     assert device.told(None) == "asked for; the layers run there, too"
     assert "whichever is faster" in _where(device, asked(device="auto"), ALONE)
     said = _where(device, asked(precision="bfloat16"), ALONE)
-    assert "the layers run on the CPU: there is no bfloat16" in said
+    assert "the layers run on the CPU: the device doesn't have bfloat16" in said
 
 
 @pytest.mark.parametrize("native", ["float32", "bfloat16"])
