@@ -50,6 +50,14 @@ def mix(log_weights: Tensor, log_p: Tensor) -> Tensor:
     return torch.logsumexp(log_weights.reshape(*log_weights.shape, *[1] * (log_p.dim() - 2)) + log_p, dim=1)
 
 
+class _LBFGS(torch.optim.LBFGS):
+    """torch's L-BFGS. torch wraps the method that adds parameters, to hide it from its compiler;
+    the wrapper imports the compiler, which takes over a second of a command's time.
+    """
+
+    add_param_group = getattr(torch.optim.Optimizer.add_param_group, "__wrapped__", torch.optim.LBFGS.add_param_group)
+
+
 def fit_gate(features: Tensor, log_p: Tensor, ridge: float = 1e-4, rounds: int = 100) -> Gate:
     """The gate that maximises the mixture's likelihood minus ridge |weight|^2.
 
@@ -66,7 +74,7 @@ def fit_gate(features: Tensor, log_p: Tensor, ridge: float = 1e-4, rounds: int =
     tiers = log_p.shape[1] - 1
     weight = torch.zeros(tiers, features.shape[1], dtype=torch.float64)
     bias = torch.full((tiers,), -2.2, dtype=torch.float64)
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=rounds, line_search_fn="strong_wolfe")
+    optimiser = _LBFGS([weight, bias], max_iter=rounds, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         loss, weight.grad, bias.grad = objective(weight, bias, inputs, log_p, ridge)
