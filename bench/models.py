@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,25 +55,31 @@ class Sizes:
     """The sizes to measure.
 
     tokens: that each text writes. steps: of a training round. rows: windows in a batch, for a
-    Mini-LLM; for experts four times as many of a quarter of the length.
+    Mini-LLM; for experts four times as many of a quarter of the length. text: that tokenizers are
+    made of. model: settings instead of those of the presets.
     """
 
     vocab_size: int
     tokens: int
     steps: int
     rows: int
+    text: str = "builtin"
+    model: Mapping[str, object] = field(default_factory=dict)
 
 
-FULL, QUICK = Sizes(8192, 256, 200, 8), Sizes(300, 8, 2, 1)
+FULL = Sizes(8192, 256, 200, 8)
+QUICK = Sizes(
+    300, 8, 2, 1, "builtin:20000", {"latent_dim": 32, "n_layers": 1, "n_heads": 2, "ffn_dim": 32, "batch_size": 2}
+)
 TEXTS, PROMPT = 8, "the quick brown fox "
 Pair = tuple[Work, Work]
 """The plain code and ours."""
 Optimizers = Callable[[LanguageModel], list[torch.optim.Optimizer]]
 
 
-def recipe(name: str, **more: object) -> Config:
+def recipe(name: str, of: Sizes, **more: object) -> Config:
     """The configuration of a preset, in the precision that training uses here."""
-    values = read_toml(RECIPES / f"{name}.toml") | {"precision": fast_precision()} | more
+    values = read_toml(RECIPES / f"{name}.toml") | {"precision": fast_precision()} | {**of.model} | more
     windows = dict.fromkeys(("context_local", "context_medium", "context_global"), values["seq_length"])
     return replace(Config(), {**values, **windows})
 
@@ -82,8 +88,8 @@ def recipe(name: str, **more: object) -> Config:
 
 
 def _generator(device: Device, of: Sizes) -> Generator:
-    config = recipe("minillm-small")
-    tokenizer = train_tokenizer(resolve("builtin"), of.vocab_size)
+    config = recipe("minillm-small", of)
+    tokenizer = train_tokenizer(resolve(of.text), of.vocab_size)
     torch.manual_seed(0)
     model = build_model(config.model, tokenizer.vocab_size).to(device.torch).eval()
     with torch.no_grad():
@@ -130,14 +136,14 @@ def muon(model: LanguageModel) -> list[torch.optim.Optimizer]:
 
 def training(optimizer: str, optimizers: Optimizers, device: Device, of: Sizes, folder: Path) -> Pair:
     """optimizer: that of our trainer. optimizers: those of the plain loop."""
-    config = recipe("tinygpt-small", optimizer=optimizer)
-    ours, plain = (_trainer(config, device, folder) for _ in range(2))
+    config = recipe("tinygpt-small", of, optimizer=optimizer)
+    ours, plain = (_trainer(config, of, device, folder) for _ in range(2))
     return plain_loop(plain.model, optimizers(plain.model), config, of.steps), _rounds(ours, of.steps)
 
 
 def training_minillm(device: Device, of: Sizes, folder: Path) -> Pair:
-    config = recipe("minillm-small", optimizer="adamw", batch_size=of.rows, vocab_size=of.vocab_size)
-    ours, plain = (_trainer(config, device, folder) for _ in range(2))
+    config = recipe("minillm-small", of, optimizer="adamw", batch_size=of.rows, vocab_size=of.vocab_size)
+    ours, plain = (_trainer(config, of, device, folder) for _ in range(2))
     steps = max(1, of.steps // 40)
 
     def work() -> None:
@@ -150,13 +156,15 @@ def training_minillm(device: Device, of: Sizes, folder: Path) -> Pair:
 def experts(optimizer: str, times: int, device: Device, of: Sizes, folder: Path) -> Pair:
     """times: tokens per step, as a multiple of those of a Mini-LLM here."""
     shared = {"batch_size": 4 * of.rows * times, "moe_experts": 4, "moe_active": 1, "optimizer": optimizer}
-    dense, sparse = (_trainer(recipe("tinygpt-small", **shared, use_moe=moe), device, folder) for moe in (False, True))
+    dense, sparse = (
+        _trainer(recipe("tinygpt-small", of, **shared, use_moe=moe), of, device, folder) for moe in (False, True)
+    )
     steps = max(1, of.steps // (5 * times))
     return _rounds(dense, steps), _rounds(sparse, steps)
 
 
-def _trainer(config: Config, device: Device, parent: Path) -> Trainer:
-    text = resolve("builtin")
+def _trainer(config: Config, of: Sizes, device: Device, parent: Path) -> Trainer:
+    text = resolve(of.text)
     of_characters = config.data.tokenizer == "char"
     tokenizer = character_tokenizer(text) if of_characters else train_tokenizer(text, config.data.vocab_size)
     ids = np.random.default_rng(0).integers(tokenizer.vocab_size, size=100_000).astype(np.int32)

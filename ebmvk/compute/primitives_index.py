@@ -103,9 +103,9 @@ class Indexed:
 
 
 def _broadcast_shapes(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    import torch
+    import numpy as np
 
-    return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+    return tuple(np.broadcast_shapes(*shapes))  # torch's imports sympy, which takes a second
 
 
 @primitive("index.Tensor", limits="indices are integers, no masks")

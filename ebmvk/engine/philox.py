@@ -12,6 +12,7 @@ import hashlib
 import math
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,7 +64,8 @@ def _multiply(m: int, c: Tensor) -> tuple[Tensor, Tensor]:
 
 def words(seed: int, step: Tensor, chain: Tensor, quads: int, stream: int) -> Tensor:
     """Raw words (..., quads, 4) int64 for step and chain that broadcast against each other."""
-    shape = (*torch.broadcast_shapes(step.shape, chain.shape), quads)  # type: ignore[no-untyped-call]
+    # torch.broadcast_shapes imports sympy, which takes a second.
+    shape = (*np.broadcast_shapes(step.shape, chain.shape), quads)
     quad = torch.arange(quads, device=step.device).expand(shape)
     constant = torch.full((), stream, dtype=torch.int64, device=step.device).expand(shape)
     key = (seed & _MASK, (seed >> 32) & _MASK)

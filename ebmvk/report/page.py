@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
 from markupsafe import Markup, escape
 
 from ebmvk.report import glossary
@@ -32,6 +33,11 @@ class Page:
 
 def render(page: Page) -> str:
     """The HTML of a page."""
+    return _template().render(page=page, words=_Words(), svg=_Drawn().svg)
+
+
+@cache
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("ebmvk.report", "."),
         autoescape=select_autoescape(default=True),
@@ -39,7 +45,7 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2").render(page=page, words=_Words(), svg=_Drawn().svg)
+    return environment.get_template("page.html.j2")
 
 
 def marked(text: str) -> list[tuple[str, bool]]:

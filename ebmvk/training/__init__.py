@@ -8,7 +8,7 @@
 | `job` | what to do, and the settings that follow from the tokenizer and the text |
 | `trainer` | the loop: steps, evaluations, checkpoints |
 | `passes` | one step as a number of batches |
-| `optim`, `muon` | the optimisers and the learning rate schedule |
+| `optim`, `adamw`, `muon` | the optimisers and the learning rate schedule |
 | `step`, `update` | a step, and its update, as pure functions that torch can trace |
 | `evaluations` | measurements during a run and at its end |
 | `reduction`, `follower` | several processes: what they share, and the processes after the first |

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ebmvk.training.adamw import Parameters
+
 MOMENTUM = 0.95
 ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -43,7 +45,7 @@ def step_size(shape: torch.Size) -> float:
     return 0.2 * math.sqrt(max(shape))
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Parameters):
     """Orthogonalised Nesterov momentum for matrices; each entry of an update has about the size of
     AdamW's.
 
@@ -53,11 +55,11 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, matrices: Iterable[nn.Parameter], *, lr: float, weight_decay: float, dtype: torch.dtype = torch.bfloat16
     ) -> None:
-        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
+        super().__init__([{"params": matrices}], lr=lr, weight_decay=weight_decay)
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = {}

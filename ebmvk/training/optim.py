@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ebmvk.config.schema import TrainingConfig
 from ebmvk.errors import CheckpointError
 from ebmvk.model.language import LanguageModel
+from ebmvk.training.adamw import AdamW
 from ebmvk.training.muon import Muon
 from ebmvk.training.update import BETAS, EPSILON, muon_dtype, rules_of
 
@@ -49,12 +50,11 @@ class Optimizer:
                 groups.setdefault((rule.rate, rule.decay), []).append(named[name])
         self.names: dict[Tensor, str] = {p: name for name, p in named.items()}
         self.grad_clip = config.grad_clip
-        self.adam = torch.optim.AdamW(
+        self.adam = AdamW(
             [{"params": own, "rate": rate, "weight_decay": decay} for (rate, decay), own in sorted(groups.items())],
             lr=config.learning_rate,
             betas=BETAS,
             eps=EPSILON,
-            fused=True,
         )
         self.muon = (
             None
@@ -66,12 +66,15 @@ class Optimizer:
                 dtype=muon_dtype(config),
             )
         )
-        self._kinds = [(self.adam, ADAM_SLOTS), *([(self.muon, MUON_SLOTS)] if self.muon else [])]
+        self._kinds: list[tuple[AdamW | Muon, tuple[str, ...]]] = [
+            (self.adam, ADAM_SLOTS),
+            *([(self.muon, MUON_SLOTS)] if self.muon else []),
+        ]
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
         for optimizer, _ in self._kinds:
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
 
     def gradient_norm(self) -> Tensor:
         """The norm of all gradients together."""

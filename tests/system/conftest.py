@@ -11,6 +11,7 @@ import json
 import os
 import random
 import socket
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,8 @@ import torch
 from bench.changes import start
 from ebmvk.engine import vulkan_devices
 from ebmvk.errors import DeviceError
+
+from .processes import Process
 
 TINY = """
 [data]
@@ -141,6 +145,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_waiting_for_disks() -> Iterator[None]:
+    """What a process has written outlives it without fsync, which only matters if the machine
+    stops; a save has two dozen of them."""
+
+    def synced(handle: int) -> None:
+        os.fstat(handle)  # an open file, as fsync asks for
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", synced)
+        yield
+
+
 @pytest.fixture(scope="session")
 def device() -> str:
     return os.environ.get("EBMVK_TEST_DEVICE", "cpu")
@@ -192,6 +209,30 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without pictures, for modules that don't look at them: drawing them takes as long as
     a tiny run."""
     monkeypatch.setattr("ebmvk.report.page.draw", lambda *_: "")
+
+
+@pytest.fixture
+def little_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory is fitted by trying few concentrations and shares, for tests that need no better
+    one."""
+    monkeypatch.setattr("ebmvk.memory.fit.KAPPAS", (5.0, 20.0, 80.0))
+    monkeypatch.setattr("ebmvk.memory.fit.SHARES", (0.3, 0.7, 1.0))
+    monkeypatch.setattr("ebmvk.memory.fit.SCANNED_SHARES", (0.5,))
+
+
+@pytest.fixture
+def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of sweeps and experiments are forks of this process, for tests that train them one
+    by one."""
+
+    def run(command: list[str], *, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        assert command[1:3] == ["-m", "ebmvk.train"]
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+            process = Process("train", *command[3:], stdout=nowhere, stderr=2, env=env)
+        return subprocess.CompletedProcess(command, process.wait())
+
+    fake = SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr("ebmvk.sweeps.planned.subprocess", fake)
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from ebmvk.runs.folder import open_run
 
 from .conftest import Command, made_up_text
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 TEXTS = ("The cat sees a house.", "She", "", "the old king likes fish. " * 12)
 
 
@@ -117,6 +119,7 @@ def test_a_tokens_nearest_token_is_itself(trained: Path, model: Model) -> None:
         assert (near.id, near.cosine) == (i, pytest.approx(1, abs=1e-5))
 
 
+@pytest.mark.usefixtures("little_search")
 def test_splats_match_the_memory(ebmvk: Command, train: Command, tmp_path: Path, device: str) -> None:
     run = tmp_path / "run"
     train(run, "--steps", 2, "--sample-tokens", 0, "--quiet")

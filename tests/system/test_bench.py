@@ -37,6 +37,8 @@ from ebmvk.errors import ConfigError, DeviceError
 from ebmvk.splats.store import SplatStore
 from ebmvk.sweeps import planned as runs
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 N, D, K, B = 60, 12, 5, 7
 
 
@@ -149,6 +151,7 @@ def test_approximate_writes_recall(tmp_path: Path) -> None:
     assert result["exact"]["median"] > 0
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_experiments_train_once_and_compare_with_the_first_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +178,7 @@ def test_experiments_train_once_and_compare_with_the_first_row(
         experiments.main([*args[1:]])
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_rows_of_equal_time_take_as_many_steps_as_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +210,7 @@ def test_rows_of_experiments_are_valid_training_flags(name: str) -> None:
         assert {flag for flag in flags.split() if flag.startswith("--")} <= set(train.FLAGS)
 
 
+@pytest.mark.usefixtures("little_search")
 def test_memory_measures_what_splats_are_worth(trained: Path, tmp_path: Path) -> None:
     result = ran(memory, tmp_path, "--quick", "--checkpoint", str(trained), "--device", "cpu", times="--seeds")
     assert min(result["tuned_tokens"], result["scored_tokens"]) > 50

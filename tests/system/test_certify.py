@@ -114,6 +114,7 @@ def test_certify_takes_contexts_from_a_checkpoint(
     assert len(re.findall(r"^ok +8 +tokens, context", said.out, re.MULTILINE)) == 20
 
 
+@pytest.mark.usefixtures("little_search")
 def test_contexts_consult_the_memory_of_a_checkpoint(ebmvk: Any, trained: Path, tmp_path: Path, device: str) -> None:
     """Every second context then has another law, which is normalised, too."""
     path = shutil.copytree(trained, tmp_path / "run")

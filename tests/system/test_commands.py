@@ -27,6 +27,10 @@ from ebmvk.sampling.registry import SAMPLERS
 
 from .conftest import Command, Page, need_vulkan, rows
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+SMALL = ("--n-layers", 1, "--latent-dim", 16, "--steps", 2, "--eval-tokens", 40)
+"""Of models whose layers run on a Vulkan device, where each one takes seconds to compile."""
+
 _FLAGS = {
     "train": """
         --size --device --seed --deterministic --no-deterministic --dataset --data-dir --include --raw --no-raw
@@ -164,7 +168,7 @@ def test_metrics_have_every_step_with_its_parts_and_every_evaluation(trained: Pa
 
 
 def test_training_learns(train: Command, tmp_path: Path) -> None:
-    train(tmp_path / "run", "--steps", 60, "--lr", 0.01, "--quiet", "--sample-tokens", 0)
+    train(tmp_path / "run", "--steps", 60, "--lr", 0.01, "--quiet", "--sample-tokens", 0, "--eval-every", 60)
     loss = [row["parts"]["ce"] for row in rows(tmp_path / "run", "step")]
     # From the unigram entropy of its letters, the made-up language falls by far more than the noise
     # of a batch.
@@ -393,18 +397,19 @@ def test_builtin_text_can_be_trained_evaluated_and_continued(ebmvk: Command, tmp
 def test_training_on_vulkan_dispatches_there(ebmvk: Command, tiny: Path, text: Path, tmp_path: Path) -> None:
     need_vulkan()
     run = tmp_path / "run"
-    said = ebmvk("train", "--device", "vulkan", "--config", tiny, "--dataset", text, "--run-dir", run, "--steps", 2)
+    said = ebmvk("train", "--device", "vulkan", "--config", tiny, "--dataset", text, "--run-dir", run, *SMALL)
     assert said.status == 0, said.err
     counts = rows(run, "end")[0]["counts"]
     assert all(counts[op]["dispatches"] > 0 for op in ("topk", "energy_score", "langevin")), counts
     assert "vulkan" in rows(run, "start")[0]["device"]
 
 
-def test_a_text_read_on_vulkan_has_the_figures_of_the_processor(ebmvk: Command, trained: Path) -> None:
+def test_a_text_read_on_vulkan_has_the_figures_of_the_processor(ebmvk: Command, train: Command, tmp_path: Path) -> None:
     need_vulkan()
-    found = []
+    run, found = tmp_path / "run", []
+    train(run, *SMALL, "--quiet", "--sample-tokens", 0)
     for where in ("vulkan", "cpu"):
-        said = ebmvk("evaluate", "--checkpoint", trained, "--device", where, "--limit", 30)
+        said = ebmvk("evaluate", "--checkpoint", run, "--device", where, "--limit", 30)
         assert said.status == 0, said.err
         assert ("the layers run there, too" in said.out) == (where == "vulkan")
         found.append(float(said.out.split("nats per token")[1].split()[0]))

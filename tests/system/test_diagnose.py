@@ -38,13 +38,17 @@ def diagnose(ebmvk: Command, device: str) -> Command:
     return call
 
 
-@pytest.mark.parametrize("model", LACKING)
+@pytest.mark.parametrize(
+    "model", [pytest.param(model, marks=pytest.mark.slow if model == "minillm" else ()) for model in LACKING]
+)  # minillm has the sections of plain
 def test_a_diagnosis_of_every_model_has_the_sections_that_apply(
     model: str, train: Command, trained: Path, diagnose: Command, ebmvk: Command, tmp_path: Path, device: str
 ) -> None:
     run = trained if model == "ebm" else tmp_path / "run"
     if model != "ebm":
-        train(run, "--model", model, *SHORT, *(("--use-moe",) if model == "tinygpt" else ()))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ebmvk.report.page.draw", lambda *_: "")  # only the diagnosis is looked at
+            train(run, "--model", model, *SHORT, *(("--use-moe",) if model == "tinygpt" else ()))
     (record,) = diagnose("--checkpoint", run, "--report", tmp_path / "page.html")["checkpoints"]
     soc = {"splats", "memory"} if model != "ebm" else set()  # two steps consolidate nothing
     absent = LACKING[model] | soc | ({"splats", "memory"} & set(record["absent"]))
@@ -106,6 +110,7 @@ def test_batch_skips_a_damaged_checkpoint(trained: Path, ebmvk: Command, tmp_pat
     assert "  try: " in said.err
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_text_that_changed_since_training_is_refused(
     train: Command, ebmvk: Command, tmp_path: Path, device: str
 ) -> None:
@@ -132,6 +137,7 @@ def test_runs_with_different_tokens_are_not_paired(
     assert Page.of(page).outside() == []
 
 
+@pytest.mark.usefixtures("little_search", "no_pictures")
 def test_the_memory_section_agrees_with_evaluate(
     trained: Path, ebmvk: Command, diagnose: Command, tmp_path: Path, device: str
 ) -> None:
@@ -166,6 +172,7 @@ def test_the_memory_section_agrees_with_evaluate(
     assert "static memory" in Page.of(tmp_path / "page.html").text
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_without_metrics_has_no_verdict(trained: Path, diagnose: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)

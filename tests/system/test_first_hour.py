@@ -6,9 +6,13 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from ebmvk.training.summary import samples
 
 from .conftest import Command
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def test_help_of_train_shows_common_flags_in_groups_and_names_the_page_with_the_rest(ebmvk: Command) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import pty
 import select
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import Command
+from .processes import Process
 
 
 class Person:
@@ -21,9 +21,8 @@ class Person:
 
     def __init__(self, *args: object) -> None:
         self.terminal, inside = pty.openpty()
-        command = [sys.executable, "-m", "ebmvk", "generate", *map(str, args)]
-        environment = os.environ | {"TERM": "dumb"}  # no control sequences
-        self.process = subprocess.Popen(command, stdin=inside, stdout=inside, stderr=inside, env=environment)
+        how = {"env": {"TERM": "dumb"}, "closed": (self.terminal,)}  # no control sequences
+        self.process = Process("generate", *args, stdin=inside, stdout=inside, stderr=inside, **how)
         os.close(inside)
         self.seen = ""
 

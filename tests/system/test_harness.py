@@ -40,6 +40,7 @@ DOCUMENTS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.usefixtures("little_search")
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval, an extra, is not installed")
 def test_tasks_get_the_models_answers(
     trained: Path, ebmvk: Command, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

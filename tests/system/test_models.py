@@ -19,6 +19,7 @@ from .conftest import Command, rows
 
 STEADY = ("--deterministic", "--quiet", "--dropout", 0.2)
 PLAIN = ("--model", "plain")
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path, devi
     return folder
 
 
-@pytest.mark.parametrize("flags", [PLAIN, ("--no-use-splat",)], ids=str)
+@pytest.mark.usefixtures("little_search")
+@pytest.mark.parametrize("flags", [PLAIN, pytest.param(("--no-use-splat",), marks=pytest.mark.slow)], ids=str)
 def test_a_model_without_decoder_gets_a_memory(
     flags: tuple[str, ...], plain: Path, train: Command, ebmvk: Command, tmp_path: Path, device: str
 ) -> None:
@@ -72,6 +74,7 @@ def test_two_runs_compared_on_the_same_tokens(
     assert "it has another tokenizer than" in said.err
 
 
+@pytest.mark.usefixtures("little_search")
 def test_a_run_compared_with_another_that_has_a_memory_of_its_own(
     plain: Path, train: Command, ebmvk: Command, tmp_path: Path, device: str
 ) -> None:
@@ -218,7 +221,7 @@ def test_patience_ends_a_run(train: Command, ebmvk: Command, tmp_path: Path) -> 
     assert rows(run, "end")[-1]["step"] == 5
 
 
-@pytest.mark.parametrize("model", ["ebm", "minillm"])
+@pytest.mark.parametrize("model", ["ebm", pytest.param("minillm", marks=pytest.mark.slow)])
 def test_windows_from_single_documents_score_the_same_tokens(
     model: str, ebmvk: Command, tiny: Path, tmp_path: Path
 ) -> None:

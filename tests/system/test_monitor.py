@@ -34,6 +34,7 @@ from ebmvk.training import passes
 
 from .conftest import Command, Page, rows
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 BARE = ("--sample-tokens", 0, "--eval-every", 1000)
 FAST = ("--no-enable-soc", "--model", "plain", "--batch-size", 2)
 SPLATS = (

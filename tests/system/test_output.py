@@ -32,12 +32,10 @@ from ebmvk.runs.steps import step_folders
 from ebmvk.training import trainer
 
 from .conftest import Command, rows
+from .processes import Process
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 ENDLESS = ("--steps", 10**6, "--eval-every", 10**6, "--save-every", 10**6, "--no-enable-soc", "--sample-tokens", 0)
-
-
-def program(*args: object) -> list[str]:
-    return [sys.executable, "-m", "ebmvk", *map(str, args)]
 
 
 @pytest.fixture
@@ -49,26 +47,26 @@ def begun(tiny: Path, text: Path, tmp_path: Path) -> Sequence[object]:
 def test_a_command_prints_in_any_encoding(encoding: str, trained: Path, tmp_path: Path) -> None:
     """Greek letters and signs by names; what is written to files is UTF-8."""
     out = tmp_path / "texts.jsonl"
-    commands = {
-        ("evaluate", "--help"): "--checkpoint",
-        ("generate", "--checkpoint", trained, "--prompt", "κ €", "--max-tokens", 2, "--output", out): r"kappa",
-    }
-    for args, told in commands.items():
-        done = subprocess.run(
-            program(*args), env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert told in done.stdout.decode(encoding)
+    env = {"PYTHONIOENCODING": encoding}
+    args = ("generate", "--checkpoint", trained, "--prompt", "κ €", "--max-tokens", 2, "--output", out)
+    for process, told in (
+        (Process("evaluate", "--help", env=env, fresh=True), "--checkpoint"),
+        (Process(*args, env=env), "kappa"),
+    ):
+        said, err = process.communicate()
+        assert process.returncode == 0, err
+        assert told in said
     assert json.loads(out.read_text(encoding="utf-8"))["prompt"] == "κ €"
 
 
 def test_training_prints_its_evaluations_in_ascii(begun: Sequence[object], tmp_path: Path) -> None:
-    done = subprocess.run(
-        program(*begun, "--verbose"), env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert b"score matching kappa " in done.stdout
-    assert b"validation loss " in done.stdout
+    process = Process(*begun, "--verbose", env={"PYTHONIOENCODING": "ascii"})
+    said, err = process.communicate()
+    assert process.returncode == 0, err
+    assert said.isascii()
+    assert "\N{REPLACEMENT CHARACTER}" not in said
+    assert "score matching kappa " in said
+    assert "validation loss " in said
     assert len(rows(tmp_path / "run", "end")) == 1
 
 
@@ -76,13 +74,7 @@ def test_training_prints_its_evaluations_in_ascii(begun: Sequence[object], tmp_p
 def test_progress_on_a_terminal_is_one_line_that_never_wraps(
     columns: int, begun: Sequence[object], tmp_path: Path
 ) -> None:
-    leader, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    size = {"COLUMNS": "", "LINES": "", "TERM": "xterm"}
-    process = subprocess.Popen(program(*begun), stdout=terminal, stderr=terminal, env=os.environ | size)
-    os.close(terminal)
-    shown = b"".join(_read(leader)).decode()
-    assert process.wait() == 0, shown
+    shown = _shown(begun, columns)
     assert shown.count("\x1b[1A") <= 1  # only the end goes back by a line; all that is drawn again is one line
     pieces = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown))
     progress = [piece.rstrip() for piece in pieces if re.match(r"step \d+/8", piece)]
@@ -92,19 +84,26 @@ def test_progress_on_a_terminal_is_one_line_that_never_wraps(
 
 
 def test_a_run_on_a_terminal_prints_at_most_fifteen_lines(begun: Sequence[object]) -> None:
-    leader, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 250, 0, 0))
-    size = {"COLUMNS": "", "LINES": "", "TERM": "xterm"}
-    process = subprocess.Popen(program(*begun), stdout=terminal, stderr=terminal, env=os.environ | size)
-    os.close(terminal)
-    shown = b"".join(_read(leader)).decode()
-    assert process.wait() == 0, shown
+    shown = _shown(begun, 250)
     pieces = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown).split("\n")
     lines = [line for piece in pieces if (line := piece.rstrip("\r").rpartition("\r")[2].rstrip())]
     kept = [line for line in lines if not line.startswith("step ")]  # the progress line, which is taken away
     labels = ("text", "device", "run folder", "model", "training", "time", "result", "samples", "report", "next")
     assert [label for label in labels if not any(line.startswith(f"{label:<12}") for line in kept)] == []
     assert len(kept) <= 15, "\n".join(kept)
+
+
+def _shown(args: Sequence[object], columns: int) -> str:
+    """All that a command, which must succeed, writes to a terminal of this width."""
+    leader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    size = {"COLUMNS": "", "LINES": "", "TERM": "xterm"}
+    process = Process(*args, stdout=terminal, stderr=terminal, env=size, closed=(leader,))
+    os.close(terminal)
+    shown = b"".join(_read(leader)).decode()
+    os.close(leader)
+    assert process.wait() == 0, shown
+    return shown
 
 
 def _read(leader: int) -> Iterator[bytes]:
@@ -115,7 +114,9 @@ def _read(leader: int) -> Iterator[bytes]:
 
 
 def test_a_closed_pipe_costs_no_step(begun: Sequence[object], tmp_path: Path) -> None:
-    process = subprocess.Popen(program(*begun, *ENDLESS), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ebmvk", *map(str, (*begun, *ENDLESS))], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdout
     assert process.stderr
     while b"step 2/" not in process.stdout.readline():
@@ -134,15 +135,14 @@ def test_a_closed_pipe_costs_no_step(begun: Sequence[object], tmp_path: Path) ->
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
 def test_a_full_disk_for_output_costs_no_step(begun: Sequence[object], tmp_path: Path, trained: Path) -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full:
-        said = subprocess.run(
-            program(*begun, *ENDLESS, "--quiet", "--stop-after", 3), stdout=full, stderr=-1, check=False
-        )
-        assert (said.returncode, step_folders(tmp_path / "run")[0].name) == (2, "step-3")
-        assert said.stderr.decode().startswith("error: standard output could not be written: No space left on device\n")
-        said = subprocess.run(program("evaluate", "--help"), stdout=full, stderr=-1, check=False)
-        assert (said.returncode, b"Traceback" in said.stderr) == (2, False)
-        said = subprocess.run(program("doctor", "--checkpoint", trained), stdout=full, stderr=-1, check=False)
-        assert (said.returncode, b"Traceback" in said.stderr) == (2, False)
+        process = Process(*begun, *ENDLESS, "--quiet", "--stop-after", 3, stdout=full)
+        _, said = process.communicate()
+        assert (process.returncode, step_folders(tmp_path / "run")[0].name) == (2, "step-3")
+        assert said.startswith("error: standard output could not be written: No space left on device\n")
+        for args, fresh in ((("evaluate", "--help"), True), (("doctor", "--checkpoint", trained), None)):
+            process = Process(*args, stdout=full, fresh=fresh)
+            _, said = process.communicate()
+            assert (process.returncode, "Traceback" in said) == (2, False)
 
 
 def _last(run: Path) -> int:
@@ -199,10 +199,10 @@ def test_the_newest_checkpoint_is_named_if_nothing_can_be_written(
 
 
 @contextlib.contextmanager
-def _training_on_a_terminal(begun: Sequence[object], run: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def _training_on_a_terminal(begun: Sequence[object], run: Path) -> Iterator[tuple[Process, int]]:
     """A process in its first steps, and the other end of its terminal."""
     leader, terminal = pty.openpty()
-    process = subprocess.Popen(program(*begun, *ENDLESS), stdout=terminal, stderr=terminal, start_new_session=True)
+    process = Process(*begun, *ENDLESS, stdout=terminal, stderr=terminal, new_session=True, closed=(leader,))
     os.close(terminal)
     try:
         while not (run / "metrics.jsonl").exists() or not rows(run, "step"):
@@ -247,10 +247,15 @@ def test_a_run_outlives_a_terminal_that_closes_without_a_signal(begun: Sequence[
 
 
 def test_a_run_under_nohup_continues(begun: Sequence[object], tmp_path: Path) -> None:
-    process = subprocess.Popen(["nohup", *program(*begun, "--quiet", "--sample-tokens", 0)], stdout=-1, stderr=-1)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it to the command
+    try:
+        process = Process(*begun, "--quiet", "--sample-tokens", 0)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     run = tmp_path / "run"
     while not (run / "metrics.jsonl").exists() or not rows(run, "step"):
         assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=60)
     assert process.returncode == 0

@@ -92,6 +92,7 @@ def test_the_text_is_found_from_another_folder_and_changes_are_reported(
     assert said.status == 2  # frequencies come from the training text
 
 
+@pytest.mark.usefixtures("little_search")
 def test_a_moved_text_is_asked_for_and_checked_by_its_digest(
     train: Command, ebmvk: Command, device: str, tmp_path: Path
 ) -> None:

@@ -62,7 +62,7 @@ def test_a_resumed_run_remembers_where_its_values_came_from(train: Command, tmp_
     assert sources_in(run / "config.toml") == before | {"steps": "flag"}
 
 
-@pytest.mark.parametrize("model", ["ebm", "plain", "minillm"])
+@pytest.mark.parametrize("model", ["ebm", "minillm", pytest.param("plain", marks=pytest.mark.slow)])
 def test_verbose_lists_the_settings_that_are_not_the_sizes_own(model: str, train: Command, tmp_path: Path) -> None:
     flags: tuple[Any, ...] = ("--model", model, "--lr", 0.003, "--stop-after", 1, "--no-enable-soc")
     assert "settings    --model" not in train(tmp_path / "short", *flags).out
@@ -80,7 +80,7 @@ def test_verbose_lists_the_settings_that_are_not_the_sizes_own(model: str, train
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("model", ["ebm", "plain"])
+@pytest.mark.parametrize("model", ["ebm", pytest.param("plain", marks=pytest.mark.slow)])
 def test_a_learning_rate_that_makes_the_run_diverge_is_named(
     model: str, ebmvk: Command, tiny: Path, text: Path, tmp_path: Path
 ) -> None:

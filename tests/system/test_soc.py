@@ -122,6 +122,7 @@ def test_a_damaged_file_of_splats_is_skipped_like_any_other(train: Command, cons
     assert "continuing from step-4" in said.out
 
 
+@pytest.mark.usefixtures("little_search")
 def test_splats_from_training_become_the_static_memory(
     ebmvk: Command, consolidated: Path, device: str, tmp_path: Path
 ) -> None:

@@ -263,6 +263,7 @@ def test_a_table_is_trained_once(ebmvk: Command, text: Path, tiny: Path, tmp_pat
     assert "λ (1 − PHI)" in legend
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_a_search_remembers_its_trials(
     ebmvk: Command, text: Path, tiny: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -25,7 +25,7 @@ from ebmvk.objective.batch import Pairs, noised_at
 from ebmvk.objective.cross_entropy import linear_cross_entropy
 from ebmvk.ranks import WHOLE, Share
 from ebmvk.sphere.vmf import placed
-from ebmvk.training import muon, optim
+from ebmvk.training import adamw, muon, optim
 
 MODEL = ModelConfig(
     latent_dim=16, n_layers=3, n_heads=2, ffn_dim=24, context_local=3, context_medium=5, context_global=9,
@@ -395,6 +395,32 @@ def test_adamw_alone_equals_torchs_with_our_rates_and_decays_only_hidden_matrice
     again.load_state_dict(ours.state_dict())
     with pytest.raises(CheckpointError):
         optim.build(model(), CONFIG.training).load_state_dict(ours.state_dict())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_adamw_is_torchs_bit_for_bit(seed: int) -> None:
+    """Several groups, and a parameter that takes no part in a step."""
+    torch.manual_seed(seed)
+    shapes = [(), (1,), (7, 3), (2, 33, 5), (0, 4)]
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    peer = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    how = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8}
+    one, other = (
+        kind([{"params": own[:2], "weight_decay": 0.0}, {"params": own[2:], "weight_decay": 0.1}], **how, **more)
+        for kind, own, more in ((adamw.AdamW, ours, {}), (torch.optim.AdamW, peer, {"fused": True}))
+    )
+    for step in range(4):
+        for i, (a, b) in enumerate(zip(ours, peer, strict=True)):
+            a.grad = None if (step, i) in ((0, 2), (2, 0), (2, 1)) else torch.randn(a.shape)
+            b.grad = None if a.grad is None else a.grad.clone()
+        one.step()
+        other.step()
+    for a, b in zip(ours, peer, strict=True):
+        assert torch.equal(a, b)
+        assert one.state[a].keys() == other.state[b].keys()
+        assert all(torch.equal(one.state[a][slot], other.state[b][slot]) for slot in other.state[b])
+    one.zero_grad()
+    assert [p.grad for p in ours] == [None] * len(ours)
 
 
 def test_muon_of_many_matrices_equals_torchs_one_by_one() -> None:
