@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import steps
 import torch
 
-from ebmvk.compute.capture import capture, variations
+from ebmvk.compute.capture import capture, note_caches, variations
 from ebmvk.compute.step import compile_step
 from ebmvk.errors import ArgumentError, UnsupportedOperation
 
@@ -63,11 +64,17 @@ def test_a_step_that_is_not_pure_disagrees_with_its_graph():
         capture(step, [torch.ones(3)])
 
 
-def test_cached_constants_neither_enter_a_graph_nor_stay_behind():
+@pytest.mark.parametrize("frozen", [False, True])
+def test_cached_constants_neither_enter_a_graph_nor_stay_behind(frozen):
+    """Nor those of functions that garbage collections no longer look at."""
+
     @functools.lru_cache
     def table(n):
         return torch.arange(float(n)) ** 2
 
+    if frozen:
+        note_caches()
+        gc.freeze()
     real = table(5)
     captured = capture(lambda x: [x + table(5)], [torch.ones(5)])
     assert not [node for node in captured.graph.graph.nodes if node.op == "get_attr"]
