@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 # In the order of the columns; the first pattern that fits an opcode gives its class.
 CLASSES = {
@@ -34,6 +35,12 @@ INNER_ITERATIONS = 32
 """To find the hottest loop, a loop is taken to run this often each time that it is entered."""
 
 
+@cache
+def class_of(opcode: str) -> str:
+    """A kernel has thousands of instructions, all together have some hundred opcodes."""
+    return next(kind for kind, pattern in CLASSES.items() if re.match(pattern, opcode))
+
+
 @dataclass(frozen=True)
 class Instruction:
     """paired: the second half of a dual instruction, which is issued with the first. optional: a
@@ -47,7 +54,7 @@ class Instruction:
 
     @property
     def kind(self) -> str:
-        return next(kind for kind, pattern in CLASSES.items() if re.match(pattern, self.opcode))
+        return class_of(self.opcode)
 
     @property
     def target(self) -> str | None:

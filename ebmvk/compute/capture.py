@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from torch import fx
@@ -178,12 +179,26 @@ _KEEPS = frozenset({"torch", "sympy", "mpmath", "re", "typing", "functools", "nu
 """Packages whose caches hold no tensors of a step."""
 
 
+_SEEN: WeakSet[Any] = WeakSet()
+"""Caches that were found before. Objects that are frozen (gc.freeze) aren't found again."""
+
+
 def _clear_caches() -> None:
-    for found in gc.get_objects():
+    note_caches()
+    for found in _SEEN:
+        found.cache_clear()
+
+
+def note_caches() -> None:
+    """Find the caches of all functions that may hold tensors of a step.
+
+    A cache refers to its type; to look for such references is faster than a loop over all objects.
+    """
+    for found in gc.get_referrers(functools._lru_cache_wrapper):
         if type(found) is functools._lru_cache_wrapper:  # isinstance would ask proxies, and some warn
             module = getattr(found, "__module__", None) or ""
             if module.split(".")[0] not in _KEEPS and not module.startswith("ebmvk.compute"):
-                found.cache_clear()
+                _SEEN.add(found)
 
 
 def _make(function: Callable[..., Any], table: decompose.Table) -> Callable[..., fx.GraphModule]:

@@ -25,15 +25,13 @@ def check(got): assert all(same_bits(got[name], want[name]) for name in want)
 """
 
 CASES = {
-    "forked": """
+    "forked, then several threads at once": """
 child = os.fork()
 if child == 0:
     check(run())
     os._exit(7)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 check(run())
-""",
-    "several threads at once": """
 threads = [threading.Thread(target=lambda: check(run())) for _ in range(4)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()

@@ -45,6 +45,13 @@ def open_vulkan(**options: bool | int | float | str) -> Vulkan:
         pytest.skip(str(error))
 
 
+def skip_own_width(width: int) -> None:
+    """For tests in a process where llvmpipe's vectors have `width` bits: all other tests run at the
+    width that it chooses by itself."""
+    if open_vulkan().capabilities.subgroup_reported == width // 32:
+        pytest.skip(f"{width} bits is the width in this process")
+
+
 def nmse(result: Tensor, oracle: Tensor) -> float:
     """The squared error over the squared size."""
     oracle = oracle.double()

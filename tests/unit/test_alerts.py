@@ -226,9 +226,16 @@ def test_gates_of_a_memory(tier: str, others: dict[str, Any]) -> None:
             _is_sound(found)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+LARGE = (40_000, 700, 2048, NEAREST)
+
+
 @pytest.mark.parametrize(
-    ("n", "splats", "words", "k"), [(3000, 60, 800, 16), (3000, 700, 800, 16), (40_000, 700, 2048, NEAREST)]
+    ("n", "splats", "words", "k", "seed"),
+    [
+        *((3000, splats, 800, 16, seed) for splats in (60, 700) for seed in (1, 2, 3)),
+        (*LARGE, 1),
+        *(pytest.param(*LARGE, seed, marks=pytest.mark.slow) for seed in (2, 3)),
+    ],
 )
 def test_a_memory_that_holds_the_text_it_is_asked_about(n: int, splats: int, words: int, k: int, seed: int) -> None:
     """States around centres, each with a law of its own over tokens as frequent as words are."""

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import datasets as library
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -221,7 +220,7 @@ def test_fetched_wikitext_equals_the_original(tmp_path: Path, real_data: Path, m
         for split in local.splits
     }
     asked = []
-    monkeypatch.setattr(library, "load_dataset", lambda *args, **named: asked.append((args, named)) or rows)
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **named: asked.append((args, named)) or rows)
     fetched = resolve("wikitext-2")
     assert asked == [(("Salesforce/wikitext", "wikitext-2-v1"), {})]
     assert fetched.splits == local.splits

@@ -169,7 +169,16 @@ def test_a_tokenizer_without_a_decoder_is_read(tmp_path: Path, tokenizer: Tokeni
     assert Tokenizer.load(tmp_path / "bare.json").vocab_size == tokenizer.vocab_size
 
 
-@pytest.mark.parametrize("letters", ["ACGT", "กขคงจฉชซ", "天地玄黃宇宙洪荒", " ", "\n", "=", "0123456789"], ids=repr)
+@pytest.mark.parametrize(
+    "letters",
+    [
+        "ACGT",
+        "กขคงจฉชซ",
+        " ",
+        *(pytest.param(more, marks=pytest.mark.slow) for more in ("天地玄黃宇宙洪荒", "\n", "=", "0123456789")),
+    ],
+    ids=repr,
+)
 def test_training_on_text_without_blanks_takes_linear_time(letters: str) -> None:
     """300,000 letters in one piece once took over a minute: each merge moved all of them."""
     text = "".join(random.Random(1).choices(letters, k=300_000))

@@ -78,11 +78,14 @@ def test_a_text_does_not_depend_on_its_neighbours(sampler: Any, tokenizer: Token
     assert len({text.text for text in own.generate([""] * 4, how)}) == 4  # each draws for itself
 
 
+@pytest.mark.parametrize("seeds", [(0, 1), pytest.param((2, 3), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("strategy", [Strategy(), Strategy(temperature=0.7, repetition_penalty=1.3, no_repeat_ngram=2)])
-def test_streamed_pieces_join_to_the_whole_text(strategy: Strategy, tokenizer: Tokenizer) -> None:
+def test_streamed_pieces_join_to_the_whole_text(
+    strategy: Strategy, seeds: tuple[int, int], tokenizer: Tokenizer
+) -> None:
     """No piece is taken back: pieces have no half characters and no start of a stop string."""
     own = generator(tokenizer, sharp=1.0)
-    for seed in range(4):
+    for seed in seeds:
         how = exact(60, strategy=strategy, seed=seed)
         whole = own.generate([PROMPTS[0]], how)[0]
         pieces = list(own.stream(PROMPTS[0], how))
