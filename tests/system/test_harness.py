@@ -101,7 +101,7 @@ def test_the_rolling_likelihood_matches_evaluate(trained: Path, ebmvk: Command, 
     ("args", "message"),
     [
         (("--tasks", "lambada"), "--checkpoint"),
-        (("--checkpoint", "run", "--model_args", "checkpoint=other"), "--model-args with"),
+        (("--checkpoint", "run", "--model_args", "checkpoint=other"), "--model-args doesn't work with"),
     ],
 )
 def test_the_checkpoint_names_the_model(args: tuple[str, ...], message: str, ebmvk: Command) -> None:

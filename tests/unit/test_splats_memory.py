@@ -158,7 +158,7 @@ def test_the_control_has_its_own_shares_and_gates() -> None:
         ("static.count_start", lambda t: t.flip(0), "rising list"),
         ("static.kappa_min", lambda t: t * 0, "are not positive"),
         ("static.kappa_max", lambda t: t * 0, "are not positive"),
-        ("static.vocab_size", lambda t: t + 1, "not 12, 30"),
+        ("static.vocab_size", lambda t: t + 1, "not of 12 and 30"),
         ("number.episodic.kappa", None, "lacks 'episodic.kappa'"),
         ("number.share", lambda t: t + 1, "share 1.4"),
         ("number.episodic.share", lambda t: -t, "episodic.share -0.7"),
