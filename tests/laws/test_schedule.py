@@ -51,8 +51,8 @@ def test_hotter_chains_take_shorter_steps() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"levels": 0}, "levels = 0"),
-        ({"levels": 10, "steps": 9}, "steps = 9"),
+        ({"levels": 0}, "0 levels"),
+        ({"levels": 10, "steps": 9}, "9 steps"),
         ({"step_size": 0.0}, "step_size = 0.0"),
         ({"gamma": -1.0}, "gamma = -1.0"),
         ({"kappa_max": math.inf}, "kappa_max = inf"),
