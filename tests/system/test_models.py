@@ -120,7 +120,10 @@ def test_comparing_with_a_missing_memory_is_refused(plain: Path, ebmvk: Command)
     for flags, message in (
         (("--against-memory", "episodic"), "--against-memory episodic needs another run"),
         (("--against", plain, "--against-memory", "episodic"), "has no memory"),
-        (("--against", plain, "--against-memory", "static", "--split", "train"), "--against-memory static with"),
+        (
+            ("--against", plain, "--against-memory", "static", "--split", "train"),
+            "--against-memory static doesn't work with",
+        ),
     ):
         said = ebmvk("evaluate", "--checkpoint", plain, *flags)
         assert said.status == 2

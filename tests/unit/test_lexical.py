@@ -205,9 +205,18 @@ DAMAGED = {
     "cut npy": (_bytes("t.npy", b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'"), "not a plain npy array"),
     "too few rows": (_npy(np.ones((9, 4), dtype=np.float32)), "the matrix has only 9 rows"),
     "no safetensors": (_bytes("t.safetensors", b"nonsense"), "not valid safetensors"),
-    "bool tensors": (_tensors(embeddings=torch.ones(400, 4, dtype=torch.bool)), "torch.bool, not a floating"),
-    "int8 tensors": (_tensors(embeddings=torch.ones(400, 4, dtype=torch.int8)), "torch.int8, not a floating"),
-    "complex tensors": (_tensors(embeddings=torch.ones(400, 4, dtype=torch.complex64)), "complex64, not a floating"),
+    "bool tensors": (
+        _tensors(embeddings=torch.ones(400, 4, dtype=torch.bool)),
+        "torch.bool; expected a matrix of floats",
+    ),
+    "int8 tensors": (
+        _tensors(embeddings=torch.ones(400, 4, dtype=torch.int8)),
+        "torch.int8; expected a matrix of floats",
+    ),
+    "complex tensors": (
+        _tensors(embeddings=torch.ones(400, 4, dtype=torch.complex64)),
+        "complex64; expected a matrix of floats",
+    ),
     "FP8 that is not finite": (
         _tensors(embeddings=torch.full((400, 4), torch.nan).to(torch.float8_e5m2)),
         "row 0 is not finite",
