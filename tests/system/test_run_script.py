@@ -186,6 +186,20 @@ def test_extras_are_installed_and_kept_by_later_calls(installed: Path) -> None:
     assert _asked(installed)[-1].endswith(f"-e {installed}[harness,sweep]")
 
 
+def test_compiled_modules_of_the_sources_build_nothing_again(installed: Path) -> None:
+    """Python writes them when csrc/bindings.py is first imported."""
+    run(installed, "setup")
+    _asked(installed)
+    compiled = installed / "csrc/__pycache__/bindings.cpython-311.pyc"
+    compiled.parent.mkdir(exist_ok=True)
+    compiled.write_bytes(b"another")
+    run(installed, "setup")
+    assert _asked(installed) == []
+    (installed / "csrc/bindings.py").write_text("# changed\n")
+    run(installed, "setup")
+    assert _asked(installed)
+
+
 def test_a_plain_install_over_the_editable_one_is_noticed_and_mended(installed: Path) -> None:
     run(installed, "setup")
     _asked(installed)
