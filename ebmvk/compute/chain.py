@@ -135,7 +135,7 @@ class Chain:
 
     @property
     def _first(self) -> Runner | None:
-        return next((compiled.runner for compiled in self._programs()), None)
+        return next((step.first for step in self.steps.values() if step.first is not None), None)
 
     @property
     def nbytes(self) -> dict[str, int]:

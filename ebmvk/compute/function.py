@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
+from ebmvk.compute.held import Held
 from ebmvk.compute.programs import Backend, Compiled, Layout, Programs, Runner, Source, Tree, Wanted, array_of
 from ebmvk.compute.rewrite import Limits
 from ebmvk.errors import ArgumentError
@@ -35,8 +36,7 @@ class CompiledFunction(Programs):
 
     function: Function
     of: Lender | None = None
-    _kept: Tree | None = None
-    _fresh: bool = True
+    _held: Held = field(default_factory=lambda: Held("function", "Call start(parameters) before run."))
 
     def __call__(self, parameters: Tree, inputs: Tree) -> Tree:
         self.start(parameters)
@@ -49,7 +49,7 @@ class CompiledFunction(Programs):
         """
         if self.of is not None:
             raise ArgumentError("this function uses the parameters of a training step", hint="Call run(inputs) only.")
-        self._kept, self._fresh = parameters, True
+        self._held.start(parameters, ())
 
     def run(self, inputs: Tree, making: Callable[[], None] = lambda: None) -> Tree:
         """The results for some inputs.
@@ -71,19 +71,15 @@ class CompiledFunction(Programs):
         if compiled is None:
             making()
             compiled = self.programs[layout.key] = self._make(layout, leaves, like)
-        if self.of is None and self._fresh:
-            names = layout.names[: layout.kept]
-            compiled.runner.write(dict(zip(names, map(array_of, leaves), strict=False)))
-            self._fresh = False
+        if self.of is None:
+            self._held.write(compiled.runner)
         return compiled, leaves
 
     def _parameters(self) -> tuple[Tree, Runner | None]:
         """The parameters, and a program that has them on the device."""
         if self.of is not None:
             return self.of.lent()
-        if self._kept is None:
-            raise ArgumentError("the function has no parameters yet", hint="Call start(parameters) before run.")
-        return self._kept, next(iter(self.programs.values())).runner if self.programs else None
+        return self._held.trees[0], self.first
 
     def _make(self, layout: Layout, leaves: list[torch.Tensor], like: Runner | None) -> Compiled:
         def called(parameters: Tree, inputs: Tree) -> tuple[Sequence[torch.Tensor], Tree]:

@@ -1,5 +1,5 @@
-"""What steps keep on the device: parameters and state, which wait on the host until a program has
-room for them."""
+"""What steps and functions keep on the device: parameters and state, which wait on the host until a
+program has room for them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from ebmvk.errors import ArgumentError
 
 
 class Held:
-    """Parameters and state of one step or several."""
+    """Parameters and state of one step or several, or of a function.
 
-    def __init__(self) -> None:
+    what, hint: for the message if there are no parameters.
+    """
+
+    def __init__(self, what: str = "step", hint: str = "Call start(parameters, state) first.") -> None:
+        self._what, self._hint = what, hint
         self._trees: tuple[Tree, Any] | None = None
         self._written = False
 
@@ -27,7 +31,7 @@ class Held:
     def trees(self) -> tuple[Tree, Any]:
         """Parameters and state as `start` got them. Raises ArgumentError before that."""
         if self._trees is None:
-            raise ArgumentError("the step has no parameters yet", hint="Call start(parameters, state) first.")
+            raise ArgumentError(f"the {self._what} has no parameters yet", hint=self._hint)
         return self._trees
 
     def write(self, runner: Runner) -> None:

@@ -230,6 +230,11 @@ class Programs:
     ran: Ran | None = None
     cpu_ops: int = 0
 
+    @property
+    def first(self) -> Runner | None:
+        """The first program that was made; None before that."""
+        return next((compiled.runner for compiled in self.programs.values()), None)
+
     def _run(self, compiled: Compiled, fed: Mapping[int, Array]) -> Tree:
         """The record of a run."""
         with Operations() as operations:

@@ -72,7 +72,7 @@ class CompiledStep(Programs):
 
     def read(self) -> tuple[Tree, Tree]:
         """Parameters and state as they are now, on the host."""
-        return self._held.read(self._first)
+        return self._held.read(self.first)
 
     def lent(self) -> tuple[Tree, Runner]:
         """What `compile_function` reads: the parameters, whose values may be older than the
@@ -80,7 +80,7 @@ class CompiledStep(Programs):
 
         Raises ArgumentError if the step has no parameters or no program yet.
         """
-        return self._held.lent(self._first, "Call start(parameters, state), then ready(batch, scalars).")
+        return self._held.lent(self.first, "Call start(parameters, state), then ready(batch, scalars).")
 
     def compile(self, parameters: Tree, state: Tree, batch: Tree, scalars: Tree) -> Compiled:
         """The program for these shapes, made now if it doesn't exist yet."""
@@ -109,10 +109,6 @@ class CompiledStep(Programs):
         self._held.write(compiled.runner)
         return compiled, fed
 
-    @property
-    def _first(self) -> Runner | None:
-        return next((compiled.runner for compiled in self.programs.values()), None)
-
     def _compiled(
         self, arguments: Sequence[Tree], making: Callable[[], None] = lambda: None
     ) -> tuple[Compiled, list[torch.Tensor]]:
@@ -132,8 +128,7 @@ class CompiledStep(Programs):
         others = names_of(self.chained) - self._placed  # those of other steps
         placed = frozenset(number for number, name in enumerate(layout.names) if name in others)
         source = Source(stepped, "the record has", donated=layout.kept, placed=placed)
-        known = [made.runner for made in self.programs.values()] if self.chained is None else self.chained
-        like = known[0] if known else None
+        like = self.first if self.chained is None else next(iter(self.chained), None)
         compiled = self._built(source, layout, leaves, self, like, alone=self.chained is None)
         if self.chained is not None:
             self.chained.append(compiled.runner)
