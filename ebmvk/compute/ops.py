@@ -71,7 +71,7 @@ def _add(signature: str, **builds: Build) -> None:
 
 
 def operation(name: str) -> Operation:
-    """The operation with this name. Raises ArgumentError if there is none."""
+    """The operation with this name. Raises ArgumentError if no operation has it."""
     if name not in OPS:
         raise ArgumentError(
             f"no kernel can compute the operation {name!r}",

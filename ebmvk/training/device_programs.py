@@ -215,7 +215,7 @@ class Split(Programs):
 
 
 def _put(state: Tensors, record: Tensors, scalars: Tensors) -> Tensors:
-    """The slots, with the sample moved there from the record; empty if there are no slots."""
+    """The slots, with the sample moved there from the record; empty for a state without slots."""
     return {SEEN: put(state[SEEN], record.pop("sample"), scalars["slot"])} if SEEN in state else {}
 
 

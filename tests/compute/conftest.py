@@ -13,6 +13,14 @@ sys.path.append(str(Path(__file__).parents[1] / "ops"))
 
 
 @pytest.fixture(scope="module")
+def extension() -> None:
+    """The Vulkan extension, or a skip: it arranges the arena of a plan."""
+    from vulkan_open import open_vulkan
+
+    open_vulkan()
+
+
+@pytest.fixture(scope="module")
 def recorder() -> Iterator[Any]:
     """A device with guard bands, poison and validation, which must have found nothing at the end.
 

@@ -45,7 +45,7 @@ def samples(op: Any, *, gradients: bool) -> Iterator[Sample]:
     """The float32 samples of an OpInfo."""
     torch.manual_seed(0)
     # torch looks for a unittest.TestCase among all frames and their source files. That takes longer
-    # than most samples, and there is none.
+    # than most samples, and finds nothing here.
     with ExitStack() as patches:
         for module in ("common_utils", "opinfo.core"):
             name = f"torch.testing._internal.{module}.extract_test_fn"

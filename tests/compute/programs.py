@@ -9,8 +9,13 @@ import numpy as np
 
 from ebmvk.compute import expr
 from ebmvk.compute.ir import Expr, Loop, Program, Store, Tensor, View
+from ebmvk.engine.recording import Limits
 
 Array = np.ndarray[Any, Any]
+LIMITS = Limits(
+    group=128, groups=65535, groups_yz=65535, shared_bytes=16384, range_bytes=1 << 27, bindings=16, push_bytes=128,
+    alignment=64, subgroup=0, loop_rounds=1 << 30, kind="discrete",
+)  # fmt: skip
 
 
 class Builder:

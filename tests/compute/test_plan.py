@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from programs import Array, Builder, flipped, momentum, part, random_program, values_for
-from vulkan_open import open_vulkan
+from programs import LIMITS, Array, Builder, flipped, momentum, part, random_program, values_for
 
 from ebmvk.compute import expr, oracle
 from ebmvk.compute.ir import Loop, Node, Program, Store, Tensor, View
@@ -18,15 +17,7 @@ from ebmvk.compute.plan import Plan, make_plan
 from ebmvk.engine.recording import Limits
 from ebmvk.errors import ArgumentError
 
-LIMITS = Limits(
-    group=128, groups=65535, groups_yz=65535, shared_bytes=16384, range_bytes=1 << 27, bindings=16, push_bytes=128,
-    alignment=64, subgroup=0, loop_rounds=1 << 30, kind="discrete",
-)  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _extension() -> None:
-    open_vulkan()  # or skips: the arena is arranged by the extension
+pytestmark = pytest.mark.usefixtures("extension")
 
 
 def lower(node: Node, limits: Limits, fresh: Fresh) -> Lowered:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from programs import Builder, random_program
+from programs import LIMITS, Builder, random_program
 from torch import Tensor
 from vulkan_open import open_vulkan
 
@@ -33,19 +33,11 @@ from ebmvk.compute.lowering import Lowered
 from ebmvk.compute.plan import Plan, make_plan
 from ebmvk.compute.program_cache import ProgramCache, key_of
 from ebmvk.compute.step import CompiledStep, compile_step
-from ebmvk.engine.recording import Limits, Recorder
+from ebmvk.engine.recording import Recorder
 from ebmvk.errors import UnsupportedOperation
 from ebmvk.host.cache_folder import cache_folder
 
-LIMITS = Limits(
-    group=128, groups=65535, groups_yz=65535, shared_bytes=16384, range_bytes=1 << 27, bindings=16, push_bytes=128,
-    alignment=64, subgroup=0, loop_rounds=1 << 30, kind="discrete",
-)  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _extension() -> None:
-    open_vulkan()  # or skips: the arena is arranged by the extension
+pytestmark = pytest.mark.usefixtures("extension")
 
 
 @pytest.fixture
