@@ -68,5 +68,4 @@ class Program:
         return {"code_bytes": self.code_bytes}
 
     def _there(self, leaf: torch.Tensor) -> Any:
-        narrow = leaf.to(torch.int32) if leaf.dtype == torch.int64 else leaf.detach()
-        return runtime.asdevicearray(self.config.device, narrow.contiguous().numpy())
+        return runtime.asdevicearray(self.config.device, leaf.detach().contiguous().numpy())

@@ -51,7 +51,7 @@ FLAGS = flags.flags_of(AnalyzeCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 for a typed error."""
+    """Exit status: 0, or 2 for an EbmvkError."""
     return parsing.run(AnalyzeCommand, _analyze, argv, command="analyze-corpus", known=FLAGS, repeatable=("--include",))
 
 

@@ -35,7 +35,7 @@ EXPERT_TOKENS = 32_768  # tokens of validation that show what experts are for
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 for a typed error."""
+    """Exit status: 0, or 2 for an EbmvkError."""
     return parsing.run(AttentionCommand, _attention, argv, command="attention", known=FLAGS)
 
 

@@ -57,7 +57,7 @@ FLAGS = flags.flags_of(CompareCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 for a typed error."""
+    """Exit status: 0, or 2 for an EbmvkError."""
     args = sys.argv[1:] if argv is None else list(argv)
     return running.run(
         lambda: _compare(

@@ -32,7 +32,7 @@ FLAGS = flags.flags_of(ComposeCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 for a typed error."""
+    """Exit status: 0, or 2 for an EbmvkError."""
     return parsing.run(ComposeCommand, _compose, argv, command="compose", known=FLAGS, repeatable=("--text",))
 
 

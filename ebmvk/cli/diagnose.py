@@ -43,7 +43,7 @@ FLAGS = flags.flags_of(DiagnoseCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 for a typed error."""
+    """Exit status: 0, or 2 for an EbmvkError."""
     args = sys.argv[1:] if argv is None else list(argv)
     for flag in ("--batch", "--report"):
         args = flags.fill_optional(args, flag, ALONE)

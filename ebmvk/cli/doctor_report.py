@@ -172,7 +172,7 @@ def _kernels(backend: Backend) -> list[str]:
 def _at(error: Exception) -> list[str]:
     """Where an error came from, outermost call first; no folders, as their names may be personal.
 
-    Empty for a typed error, whose text says everything.
+    Empty for an EbmvkError, whose text says everything.
     """
     if isinstance(error, EbmvkError):
         return []

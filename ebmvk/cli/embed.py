@@ -40,7 +40,7 @@ FLAGS = flags.flags_of(EmbedCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 for a typed error."""
+    """Exit status: 0, or 2 for an EbmvkError."""
     return parsing.run(EmbedCommand, _embed, argv, command="embed", known=FLAGS, repeatable=("--text",))
 
 

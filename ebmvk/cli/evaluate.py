@@ -66,7 +66,7 @@ FLAGS = flags.flags_of(EvaluateCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Exit status: 0, or 2 for a typed error."""
+    """Run the command. Exit status: 0, or 2 for an EbmvkError."""
     args = sys.argv[1:] if argv is None else list(argv)
     return running.run(lambda: running.lead(lambda ranks: _evaluate(_parsed(args), ranks), _followed))
 

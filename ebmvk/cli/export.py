@@ -25,7 +25,7 @@ FLAGS = flags.flags_of(ExportCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Exit status: 0, or 2 for a typed error."""
+    """Run the command. Exit status: 0, or 2 for an EbmvkError."""
     return parsing.run(ExportCommand, _export, argv, command="export", known=FLAGS)
 
 

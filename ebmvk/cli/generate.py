@@ -67,7 +67,7 @@ FLAGS = flags.flags_of(GenerateCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 for a typed error."""
+    """Exit status: 0, or 2 for an EbmvkError."""
     args = sys.argv[1:] if argv is None else list(argv)
     several = ("--prompt", "--stop")
     return running.run(

@@ -45,7 +45,7 @@ OURS = ("--model", "-M", "--model-args", "-a")  # flags of lm_eval that this com
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Exit status: 0, or 2 for a typed error; otherwise that of lm_eval."""
+    """Run the command. Exit status: 0, or 2 for an EbmvkError; otherwise that of lm_eval."""
     args = sys.argv[1:] if argv is None else list(argv)
     return running.run(lambda: _harness(*_apart(args)))
 

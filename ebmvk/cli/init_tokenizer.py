@@ -31,7 +31,7 @@ FLAGS = flags.flags_of(TokenizerCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 for a typed error."""
+    """Exit status: 0, or 2 for an EbmvkError."""
     return parsing.run(
         TokenizerCommand, _train, argv, command="init-tokenizer", known=FLAGS, repeatable=("--files", "--include")
     )

@@ -53,7 +53,7 @@ FLAGS = flags.flags_of(MemoryCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 for a typed error."""
+    """Exit status: 0, or 2 for an EbmvkError."""
     args = sys.argv[1:] if argv is None else list(argv)
     return running.run(
         lambda: _memory(parsing.parse(MemoryCommand, args, command="memory", known=FLAGS), flags.flags_in(args)),

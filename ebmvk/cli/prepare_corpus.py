@@ -47,7 +47,7 @@ FLAGS = flags.flags_of(PrepareCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 for a typed error."""
+    """Exit status: 0, or 2 for an EbmvkError."""
     return parsing.run(
         PrepareCommand, _prepare, argv, command="prepare-corpus", known=FLAGS, repeatable=("--input", "--include")
     )

@@ -60,7 +60,7 @@ LEGEND = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Exit status: 0, or 2 for a typed error."""
+    """Run the command. Exit status: 0, or 2 for an EbmvkError."""
     args = flags.joined(sys.argv[1:] if argv is None else list(argv), "--flags")
     return running.run(
         lambda: _sweep(parsing.parse(SweepCommand, args, command="sweep", known=FLAGS, repeatable=("--search",))),

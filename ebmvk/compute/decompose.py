@@ -103,8 +103,11 @@ def _each(name: str, *, changes: bool) -> Callable[..., Any]:
 
 
 def lists() -> Table:
-    """Decompositions for the first trace: of `torch._foreach_*` into one operation per tensor, and
-    of operations that change their arguments although they aren't in-place operations."""
+    """Decompositions for the trace of the whole step, before any other.
+
+    `torch._foreach_*` becomes one operation per tensor. Operations that change an argument although
+    their name doesn't say so become operations that return the new value.
+    """
     table: Table = {
         operation: decomposition_table[operation] for operation in _CHANGES if operation in decomposition_table
     }

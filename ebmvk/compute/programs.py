@@ -198,9 +198,9 @@ class Source:
 
     Attributes:
         function: trees -> (tensors that replace the first arguments, tree of results).
-        returns: "the record has" or the like, for messages.
+        returns: the first words of a message about the results, such as "the record has".
         donated: how many arguments are replaced. spare: how many needn't be used.
-        placed: positions of arguments that another program has put somewhere.
+        placed: positions of arguments whose place in memory another program has fixed already.
     """
 
     function: Callable[..., tuple[Sequence[torch.Tensor], Tree]]

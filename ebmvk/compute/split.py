@@ -29,7 +29,7 @@ class Piece:
 
 
 def part_of(rows: int, length: int, tile: Tile) -> Part | None:
-    """How to share the rows, or None if a workgroup for each is as good."""
+    """How to divide each row among workgroups, or None if one workgroup per row is no slower."""
     groups = -(-rows // tile.across)
     rounds = -(-length // tile.along)
     if groups >= ENOUGH or rounds < ROUNDS or tile.along == 1:

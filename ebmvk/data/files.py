@@ -139,7 +139,7 @@ def _read_bytes(path: Path) -> bytes:
         return gzip.decompress(raw) if packed else raw
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         what = f"{shown(path)} is a damaged or incomplete gzip file: {error}"
-        raise NoText(what, hint="download it again, or unpack it yourself", reason="damaged gzip") from error
+        raise NoText(what, hint="download it again", reason="damaged gzip") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         what = f"{shown(path)} cannot be read: {getattr(error, 'strerror', None) or error}"
         raise NoText(what, hint="check the name and the file's permissions", reason="unreadable") from error

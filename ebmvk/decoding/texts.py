@@ -18,9 +18,9 @@ UNFINISHED = "\ufffd"  # what the tokenizer decodes the first bytes of a charact
 class Generated:
     """One generated text.
 
-    prompt, tokens: ids, without the leading and the last end-of-text. text: what the tokens spell,
-    up to a stop string. reason: why it ended: the model wrote end-of-text ("end"), a stop string
-    came ("stop"), or it had `max_tokens` tokens ("length").
+    prompt: ids, without the end-of-text before it. tokens: ids, without the end-of-text after them.
+    text: what the tokens spell, up to a stop string. reason: why it ended: the model wrote
+    end-of-text ("end"), a stop string came ("stop"), or it had `max_tokens` tokens ("length").
     """
 
     prompt: list[int]

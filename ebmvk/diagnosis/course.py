@@ -92,7 +92,8 @@ def epochs(history: History) -> list[Row]:
 
 
 def spikes(y: Values) -> int:
-    """Number of steps more than six robust standard deviations above the median around them."""
+    """The number of values that lie more than six robust standard deviations above the moving
+    median."""
     if len(y) < NEIGHBOURHOOD:
         return 0
     half = NEIGHBOURHOOD // 2

@@ -410,7 +410,7 @@ def schedule(rules: Rules, value: Schedule, rows: int) -> None:
         raise ArgumentError(f"schedule is a {type(value).__name__}", hint="pass an ebmvk.engine.Schedule")
     levels = len(value.steps)
     if levels == 0:
-        raise ArgumentError("schedule.steps is empty", hint="pass at least one level")
+        raise ArgumentError("schedule.steps is empty", hint="pass the number of steps of at least one level")
     for level, count in enumerate(value.steps):
         integer(f"schedule.steps[{level}]", count, 0, 2**31, "pass whole numbers of steps >= 0")
     integer("sum of schedule.steps", sum(value.steps), 0, 2**31, "run the steps in several calls")

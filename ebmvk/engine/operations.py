@@ -103,7 +103,7 @@ def _operation(name: str, table: dict[str, Any]) -> Operation:
         fields |= {"cpu": "none"}
     operation = Operation(name=name, arguments=arguments, results=results, **fields)
     if "all" in (operation.cpu, operation.vulkan) and not results:
-        raise ValueError(f"{TABLE.name}: {name} has no results, which its code in C++ would return; list them")
+        raise ValueError(f"{TABLE.name}: {name} lists no results, but its C++ code must return some; list them")
     return operation
 
 

@@ -119,8 +119,8 @@ def energy_score_backward(
     grad_energy: Tensor,
     grad_score: Tensor,
 ) -> EnergyGradients:
-    """As `Backend.energy_score_backward`, but the gradient of the points is that of mu, (B, K,
-    d)."""
+    """As `Backend.energy_score_backward`, but the gradient for the points is one for each row of
+    mu, (B, K, d)."""
     now = energy_score(x, mu, logw, kappa, log_background)
     rho = now.responsibilities
     w = tangent(x, grad_score)

@@ -56,7 +56,7 @@ class FittedOn:
                 raise TypeError(f"{bad[0]} is {getattr(found, bad[0])!r}")
         except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(
-                f"{file}: the record of its fit cannot be read ({error})",
+                f"{file}: the record of what the memory was fitted on cannot be read ({error})",
                 hint="build the memory again with `ebmvk memory`",
             ) from None
         return found

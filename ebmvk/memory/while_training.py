@@ -92,7 +92,7 @@ class _Noted:
 
 
 class TrainingSoc:
-    """The consolidation of one training run.
+    """Consolidates the splats (the memory) of a model while it trains.
 
     It changes neither the model nor torch's own random generator.
 

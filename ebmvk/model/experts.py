@@ -91,10 +91,10 @@ def _stacked(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 class Routing:
     """The experts that N rows were sent to.
 
-    weights: (N, A), which sum to 1 (for A = 1: the probability of the expert).
-    experts: (N, A) int64. probability: (E, N), of each expert. log_z: (N,), logsumexp of the
-    logits. Probability and log_z have gradients; the weights have gradients only through the
-    output.
+    weights: (N, A) for A active experts; each row sums to 1, except for A = 1: then it is the
+    probability of the expert. experts: (N, A) int64. probability: (E, N), of each expert.
+    log_z: (N,), logsumexp of the logits. Probability and log_z have gradients; the weights have
+    gradients only as factors of the experts' outputs.
     """
 
     weights: Tensor

@@ -106,7 +106,7 @@ class Integration:
         return n + n * n
 
     def sums(self, there: Counted | None) -> Tensor:
-        """Sums of the units and of their products; see `OwnLoss`."""
+        """Sums over all rows of the units, and of the products of each two units; see `OwnLoss`."""
         units = self.units if there is None else there.of(self.units)
         return torch.cat([units.sum(0), (units.T @ units).flatten()])
 

@@ -98,7 +98,7 @@ def draw(config: TrainingConfig, mu: Tensor, rows: int, generator: torch.Generat
 
 
 def notes(config: TrainingConfig, d: int, vocabulary: int) -> Iterator[str]:
-    """A line for each given level that says what it means."""
+    """For each given noise level, a line that explains it."""
     middle = critical(d, vocabulary)
     for level, kappa in zip(config.noise_levels, given(config, d), strict=True):
         noise = Noise.of(kappa, d)

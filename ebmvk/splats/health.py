@@ -79,7 +79,7 @@ def quantiles(values: Tensor, shares: Sequence[float]) -> list[float]:
 
 
 def spaced(n: int, most: int) -> Tensor:
-    """Evenly spaced numbers from 0 to n - 1, no more than `most` of them: (m,) int64."""
+    """At most `most` evenly spaced numbers from 0 to n - 1: (m,) int64."""
     return torch.arange(0, n, max(1, -(-n // most)))
 
 

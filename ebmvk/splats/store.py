@@ -157,7 +157,10 @@ class SplatStore:
 
     @cached_property
     def logw(self) -> Tensor:
-        """log n_k + log C_d(kappa_hat_k) - log C_d(0), (M,) float32; the background has log nu."""
+        """log n_k + log C_d(kappa_hat_k) - log C_d(0), (M,) float32, for a mass n_k.
+
+        The background isn't among them; its weight is log nu.
+        """
         return (self.mass.log() + log_c_ratio(self.kappa.double(), self.d)).float()
 
     def at(self, kappa: float) -> SplatStore:

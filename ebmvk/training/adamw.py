@@ -1,7 +1,7 @@
 """AdamW by torch's fused kernel, and what an optimiser keeps for its parameters.
 
-torch.optim isn't used: its first optimiser imports torch's compiler, which we don't need and which
-takes over a second of each training process.
+We don't use torch.optim: the first optimiser that a process makes imports torch's compiler. We
+don't need it, and it would cost each training process more than a second.
 """
 
 from __future__ import annotations

@@ -54,8 +54,12 @@ class Programs(ABC):
             self._begin(self._chain)
 
     def read(self) -> tuple[Tensors, Tensors, Sequence[Tensor]]:
-        """Weights, moments and slots as they are now, on the host. Raises DeviceError if they are
-        lost."""
+        """The weights, the moments and the slots of the kept sample, as they are now, on
+        the host.
+
+        Raises:
+            DeviceError: they are lost.
+        """
         if self._chain is None:
             return *self._start, ()
         parameters, state = self._chain.read(("moments", SEEN))

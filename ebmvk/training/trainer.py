@@ -374,8 +374,8 @@ class Trainer:
     # ---- evaluating ------------------------------------------------------------------------------
 
     def evaluate(self) -> bool:
-        """Measure the exact likelihood of a part of validation, and write samples; True if it is
-        the best so far.
+        """Measure the exact likelihood of a part of validation, and write samples. True if the
+        likelihood is the best so far.
         """
         self.monitor.doing("evaluating")
         layers = self.steps.layers()

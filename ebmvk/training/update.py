@@ -1,6 +1,7 @@
 """An update of the weights as a pure function of tensors, for steps that run as one program.
 
-It is the update of `optim.Optimizer`, which works in place with torch's fused kernels. Learning
+It computes the same update as `optim.Optimizer`; that one works in place, with torch's fused
+kernels. Learning
 rate, number of updates and norm are tensors, and nothing looks at a value on the host: if a
 gradient isn't finite, everything stays as it was.
 """

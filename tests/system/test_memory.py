@@ -383,7 +383,7 @@ def test_a_missing_or_damaged_record_of_the_fit(ebmvk: Command, remembered: Path
         save_file(tensors, file, metadata={"fitted_on": said})
         told = ebmvk("evaluate", *at)
         assert told.status == 2
-        assert f"{file}: the record of its fit" in told.err
+        assert f"{file}: the record of what the memory was fitted on" in told.err
 
 
 @pytest.mark.usefixtures("little_search")
