@@ -100,6 +100,10 @@ void ThreadPool::Run(size_t tasks, const Work& work) {
   }
   State& s = *state_;
   std::lock_guard<std::mutex> turn(s.turn);
+  if (tasks == 1) {  // to wake the workers takes longer than most, and on a busy machine each of them is waited for
+    work(0, 0);
+    return;
+  }
   {
     std::lock_guard<std::mutex> lock(s.mutex);
     s.work = &work;

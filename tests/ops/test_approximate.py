@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,8 +19,13 @@ N, D, CLUSTERS = 2000, 24, 40
 
 
 @pytest.fixture(autouse=True)
-def _needs_faiss() -> None:
+def _with_two_threads() -> Iterator[None]:
+    """FAISS takes as many threads as torch."""
     pytest.importorskip("faiss")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
 
 
 def clustered(n: int, seed: int) -> Tensor:

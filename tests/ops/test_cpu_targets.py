@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from op_problems import candidates, nmse, schedule
 
 from ebmvk.engine import select
+from ebmvk.engine.dropout import dropout, words_of
 from ebmvk.engine.reference import Reference
 
 
@@ -79,6 +82,27 @@ def test_calls_from_several_threads_take_turns(kernels: Any) -> None:
         got = list(pool.map(results, range(6)))
     for a, b in zip(got, want, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _naps(tasks: Path) -> int:
+    """How often the threads of this process, but for this one, have gone to sleep."""
+    others = [task for task in tasks.iterdir() if int(task.name) != threading.get_native_id()]
+    lines = [line for task in others for line in (task / "status").read_text("ascii").splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+
+
+def test_a_single_task_wakes_no_thread(kernels: Any) -> None:
+    """On a busy machine each thread that is woken would be waited for."""
+    tasks = Path("/proc/self/task")
+    if not tasks.exists():
+        pytest.skip("asks Linux's /proc how often threads slept")
+    kernels.set_threads(8)
+    x = torch.ones(64)
+    result = dropout(x, words_of(1, 2, 0), 3, 128)
+    before = _naps(tasks)
+    for _ in range(300):
+        assert torch.equal(dropout(x, words_of(1, 2, 0), 3, 128), result)
+    assert _naps(tasks) - before < 300  # 7 threads would sleep again after nearly each call
 
 
 def test_a_forked_process_can_compute(kernels: Any) -> None:

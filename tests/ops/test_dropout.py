@@ -18,11 +18,13 @@ _cpu = pytest.importorskip("ebmvk._cpu")
 
 @pytest.fixture(params=_cpu.targets())
 def target(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set of this processor."""
-    before = _cpu.target()
+    """Each instruction set of this processor, with two threads."""
+    before, threads = _cpu.target(), _cpu.threads()
     _cpu.use_target(request.param)
+    _cpu.set_threads(2)
     yield request.param
     _cpu.use_target(before)
+    _cpu.set_threads(threads)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float16])

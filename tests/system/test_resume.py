@@ -8,10 +8,12 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -111,6 +113,28 @@ def test_n_steps_equal_k_steps_and_then_n_minus_k_bit_for_bit(
         assert (parts / "latest").read_text(encoding="ascii").strip() == f"checkpoints/step-{saved}"
     train(parts, "--resume", "--quiet")
     _same_bits(whole, parts, 8)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """The next training begins with two threads of torch, whatever the tests run with."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("no_reports", "two_threads")
+def test_a_deterministic_run_keeps_its_number_of_threads(train: Command, tmp_path: Path) -> None:
+    """A run that began with two goes on with two in a process that has one, bit for bit."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    flags = (*STEADY, *EVALUATE_NEVER[:2], "--model", "plain", "--no-enable-soc", "--steps", 3)
+    train(whole, *flags)
+    train(parts, *flags, "--stop-after", 1)
+    torch.set_num_threads(1)
+    train(parts, "--resume", "--quiet")
+    assert torch.get_num_threads() == 2
+    _same_bits(whole, parts, 3)
 
 
 @pytest.mark.usefixtures("no_reports")
