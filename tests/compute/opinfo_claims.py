@@ -116,11 +116,22 @@ CLAIMS: dict[str, Claim] = {
     **PARTS,
 }
 
-LATER = frozenset(
-    "bmm.triton_optimized native_group_norm nn.functional.linear_cross_entropy "
-    "nn.functional.linear_cross_entropy.chunked_none".split()
-)
-"""Claims for which torch 2.9, the oldest version that is supported, has no samples yet."""
+LATER = {
+    "bmm.triton_optimized", "native_group_norm", "nn.functional.linear_cross_entropy",
+    "nn.functional.linear_cross_entropy.chunked_none",
+}  # fmt: skip
+"""torch before 2.13 has no such samples yet."""
+
+QUANTILES = {"nanquantile", "quantile"}
+"""Claimed for torch 2.13 alone: 2.9 looks at the values of the quantiles, and 2.15 computes with
+float64."""
+
+
+def claimed(version: tuple[int, ...]) -> dict[str, Claim]:
+    """The claims for a version of torch, such as (2, 13)."""
+    without = (set() if version >= (2, 13) else LATER) | (set() if version == (2, 13) else QUANTILES)
+    return {name: claim for name, claim in CLAIMS.items() if name not in without}
+
 
 LEFT_OUT: dict[str, str] = {
     "draws random numbers": """

@@ -16,7 +16,7 @@ import numpy as np
 import opinfo
 import pytest
 import torch
-from opinfo_claims import CLAIMS, LATER, LEFT_OUT, Claim
+from opinfo_claims import CLAIMS, LEFT_OUT, Claim, claimed
 
 from ebmvk.compute import decompose, oracle, primitives
 from ebmvk.compute.capture import graph_of
@@ -29,7 +29,8 @@ from ebmvk.engine.recording import Recorder
 from ebmvk.errors import UnsupportedOperation
 
 pytest.importorskip("expecttest", reason="torch's samples need expecttest")
-NAMES = sorted(CLAIMS)
+VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
+NAMES = sorted(claimed(VERSION))
 ON_DEVICE = (
     "addmm", "bmm", "cumsum", "div.floor_rounding", "erf", "gather", "index_add", "index_put", "lgamma", "log_softmax",
     "matmul", "max.reduction_with_dim", "nn.functional.conv1d", "nn.functional.cross_entropy",
@@ -37,7 +38,6 @@ ON_DEVICE = (
     "sort", "topk", "var", "where",
 )  # fmt: skip
 """What the default run takes to the device."""
-TOO_OLD = "this version of torch has no samples of it"
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +94,6 @@ def _samples(operation: Any, *, most: int | None, gradients: bool) -> list[opinf
     return list(found) if most is None else list(islice(found, 3 * most))[-most:]
 
 
-def _lacks(name: str, operations: dict[str, Any]) -> bool:
-    """True if this version of torch is too old to have samples of an operation."""
-    return name in LATER and name not in operations
-
-
 def check_all(
     operation: Any, claim: Claim, *, gradients: bool, most: int | None = None, recorder: Recorder | None = None
 ) -> None:
@@ -125,8 +120,6 @@ def check_all(
 def test_one_sample_of_every_second_operation(operations: dict[str, Any]) -> None:
     failed = []
     for name in NAMES[::2]:
-        if _lacks(name, operations):
-            continue
         try:
             check_all(operations[name], CLAIMS[name], gradients=False, most=1)
         except (AssertionError, UnsupportedOperation) as error:
@@ -156,7 +149,7 @@ def _called(operation: Any, *, most: int | None, gradients: bool) -> set[str]:
 def test_the_table_of_the_docs_is_what_all_samples_call(operations: dict[str, Any]) -> None:
     found: set[str] = set()
     for name in NAMES:
-        if not _refuses(name) and not _lacks(name, operations):
+        if not _refuses(name):
             found |= _called(operations[name], most=None, gradients=False)
             if CLAIMS[name].gradients and not CLAIMS[name].no_gradient and operations[name].supports_autograd:
                 found |= _called(operations[name], most=None, gradients=True)
@@ -169,24 +162,20 @@ def test_every_operation_of_torch_is_claimed_or_left_out(operations: dict[str, A
     left_out = [name for names in LEFT_OUT.values() for name in names.split()]
     assert len(left_out) == len(set(left_out))
     assert not CLAIMS.keys() & set(left_out)
-    assert CLAIMS.keys() - operations.keys() in (set(), LATER)
-    if torch.__version__.startswith("2.13."):  # other versions have other samples
+    assert operations.keys() >= set(NAMES)
+    if VERSION == (2, 13):  # other versions have other samples
         assert operations.keys() == CLAIMS.keys() | set(left_out)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_all_samples(name: str, operations: dict[str, Any]) -> None:
-    if _lacks(name, operations):
-        pytest.skip(TOO_OLD)
     check_all(operations[name], CLAIMS[name], gradients=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if CLAIMS[name].gradients])
 def test_gradients_of_all_samples(name: str, operations: dict[str, Any]) -> None:
-    if _lacks(name, operations):
-        pytest.skip(TOO_OLD)
     if not operations[name].supports_autograd:
         pytest.skip("torch has no gradient of it")
     check_all(operations[name], CLAIMS[name], gradients=True)
@@ -195,6 +184,4 @@ def test_gradients_of_all_samples(name: str, operations: dict[str, Any]) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_more_samples_on_a_device(name: str, operations: dict[str, Any], recorder: Recorder) -> None:
-    if _lacks(name, operations):
-        pytest.skip(TOO_OLD)
     check_all(operations[name], CLAIMS[name], gradients=False, most=3, recorder=recorder)
