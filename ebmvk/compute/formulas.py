@@ -100,9 +100,10 @@ def _differences(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def _cdist(x: torch.Tensor, y: torch.Tensor, p: float, compute_mode: int | None = None) -> torch.Tensor:
-    """Distances of all pairs of rows."""
+    """Distances of all pairs of rows; 0 for rows without elements, which vector_norm refuses."""
     del compute_mode
-    norm: torch.Tensor = torch.linalg.vector_norm(_differences(x, y), p, dim=-1)
+    apart = _differences(x, y)
+    norm: torch.Tensor = torch.linalg.vector_norm(apart, p, dim=-1) if apart.numel() else apart.sum(-1)
     return norm
 
 

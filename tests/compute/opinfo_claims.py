@@ -23,7 +23,7 @@ class Claim:
 
 
 WHOLE = """
-    H T __getitem__ __radd__ __rdiv__ __rmatmul__ __rmod__ __rmul__ __rpow__ __rsub__ _batch_norm_with_update
+    H T __radd__ __rdiv__ __rmatmul__ __rmod__ __rmul__ __rpow__ __rsub__ _batch_norm_with_update
     _native_batch_norm_legit _softmax_backward_data _unsafe_masked_index _unsafe_masked_index_put_accumulate abs
     acos acosh add addbmm addcdiv addcmul addmm addmm.decomposed addmv addr alias_copy amax amin aminmax asin
     asinh atan atan2 atanh atleast_1d atleast_2d atleast_3d baddbmm block_diag bmm broadcast_tensors
@@ -71,9 +71,13 @@ FORWARD = """
 """All samples; no gradients: torch has none, or one that isn't compiled."""
 
 PARTS: dict[str, Claim] = {
+    "__getitem__": Claim(
+        refused=("indexing by a mask, whose result has no fixed shape",),
+        no_gradient=("indexing by a mask, whose result has no fixed shape",),
+    ),
     "as_strided": Claim(no_gradient=("prims.as_strided_scatter.default",)),
     "as_strided_copy": Claim(no_gradient=("prims.as_strided_scatter.default",)),
-    "full_like": Claim(refused=("torch.float64",), gradients=False),
+    "full_like": Claim(refused=("float64",), gradients=False),
     "index_put": Claim(
         refused=("indexing by a mask, whose result has no fixed shape",),
         no_gradient=("indexing by a mask, whose result has no fixed shape",),
@@ -87,11 +91,11 @@ PARTS: dict[str, Claim] = {
     "linalg.norm.subgradients_at_zero": Claim(
         refused=("aten._linalg_svd.default",), no_gradient=("aten._linalg_svd.default",)
     ),
-    "linspace.tensor_overload": Claim(refused=("torch.float64",), gradients=False),
-    "logspace.tensor_overload": Claim(refused=("torch.float64",), gradients=False),
-    "new_full": Claim(refused=("torch.float64",), gradients=False),
-    "new_ones": Claim(refused=("torch.float64",), gradients=False),
-    "new_zeros": Claim(refused=("torch.float64",), gradients=False),
+    "linspace.tensor_overload": Claim(refused=("float64",), gradients=False),
+    "logspace.tensor_overload": Claim(refused=("float64",), gradients=False),
+    "new_full": Claim(refused=("float64",), gradients=False),
+    "new_ones": Claim(refused=("float64",), gradients=False),
+    "new_zeros": Claim(refused=("float64",), gradients=False),
     "nn.functional.adaptive_max_pool1d": Claim(refused=("aten.adaptive_max_pool2d.default",), gradients=False),
     "nn.functional.adaptive_max_pool2d": Claim(refused=("aten.adaptive_max_pool2d.default",), gradients=False),
     "nn.functional.adaptive_max_pool3d": Claim(refused=("aten.adaptive_max_pool3d.default",), gradients=False),
@@ -102,12 +106,12 @@ PARTS: dict[str, Claim] = {
     "nn.functional.scaled_dot_product_attention": Claim(
         refused=("aten.bernoulli.p",), no_gradient=("aten.bernoulli.p",)
     ),
-    "ones_like": Claim(refused=("torch.float64",), gradients=False),
+    "ones_like": Claim(refused=("float64",), gradients=False),
     "repeat_interleave": Claim(
         refused=("aten.repeat_interleave.Tensor",), no_gradient=("aten.repeat_interleave.Tensor",)
     ),
     "scatter": Claim(refused=("aten.scatter.reduce",)),
-    "zeros_like": Claim(refused=("torch.float64",), gradients=False),
+    "zeros_like": Claim(refused=("float64",), gradients=False),
 }
 
 CLAIMS: dict[str, Claim] = {

@@ -38,6 +38,8 @@ ON_DEVICE = (
     "sort", "topk", "var", "where",
 )  # fmt: skip
 """What the default run takes to the device."""
+TOGETHER = 64
+"""Samples of one program. Pools have over a thousand."""
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +104,9 @@ def check_all(
     assert parts
     refusal = claim.no_gradient if gradients else claim.refused
     if not refusal:
-        wrong = check(parts, claim, gradients=gradients, recorder=recorder)
-        assert not wrong, wrong
+        for first in range(0, len(parts), TOGETHER):
+            wrong = check(parts[first : first + TOGETHER], claim, gradients=gradients, recorder=recorder)
+            assert not wrong, f"of samples {first} and later, {wrong}"
         return
     passed = 0
     for number, part in enumerate(parts):
