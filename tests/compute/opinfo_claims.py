@@ -110,7 +110,7 @@ PARTS: dict[str, Claim] = {
     "repeat_interleave": Claim(
         refused=("aten.repeat_interleave.Tensor",), no_gradient=("aten.repeat_interleave.Tensor",)
     ),
-    "scatter": Claim(refused=("aten.scatter.reduce",)),
+    "scatter": Claim(refused=("aten.scatter.reduce", "aten.scatter.value_reduce")),
     "zeros_like": Claim(refused=("float64",), gradients=False),
 }
 
