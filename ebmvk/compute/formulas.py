@@ -113,7 +113,7 @@ def _cdist_backward(
     """The gradient for the first rows; 0 where a distance is 0, as in torch."""
     apart = _differences(x, y)
     size, whole = apart.abs(), distances.unsqueeze(-1)
-    if p == 0:
+    if p == 0 or not apart.numel():
         return torch.zeros_like(x)
     if p == math.inf:
         share = (size == whole).to(x.dtype)

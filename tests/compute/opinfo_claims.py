@@ -73,7 +73,7 @@ FORWARD = """
 PARTS: dict[str, Claim] = {
     "__getitem__": Claim(
         refused=("indexing by a mask, whose result has no fixed shape",),
-        no_gradient=("indexing by a mask, whose result has no fixed shape",),
+        no_gradient=("data-dependent",),
     ),
     "as_strided": Claim(no_gradient=("prims.as_strided_scatter.default",)),
     "as_strided_copy": Claim(no_gradient=("prims.as_strided_scatter.default",)),

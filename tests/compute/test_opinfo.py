@@ -17,6 +17,7 @@ import opinfo
 import pytest
 import torch
 from opinfo_claims import CLAIMS, LEFT_OUT, Claim, claimed
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from ebmvk.compute import decompose, oracle, primitives
 from ebmvk.compute.capture import graph_of
@@ -112,7 +113,7 @@ def check_all(
     for number, part in enumerate(parts):
         try:
             wrong = check([part], claim, gradients=gradients, recorder=recorder)
-        except UnsupportedOperation as error:
+        except (UnsupportedOperation, GuardOnDataDependentSymNode) as error:
             assert any(words in str(error) for words in refusal), f"sample {number}: {error}"  # noqa: PT017
         else:
             assert not wrong, f"sample {number}: {wrong}"
