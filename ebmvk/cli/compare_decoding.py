@@ -70,8 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compare(command: CompareCommand, given: Sequence[str]) -> int:
     from ebmvk.data.windows import encode_split
     from ebmvk.decoding.generate import Generator
+    from ebmvk.decoding.layers import token_layers
     from ebmvk.engine.device import open_device
     from ebmvk.evaluation.comparison import Judge, Passages, compare
+    from ebmvk.evaluation.layers import text_layers
     from ebmvk.runs.folder import OpenRun, open_run
     from ebmvk.runs.text import own_text, say_if_other
 
@@ -88,7 +90,8 @@ def _compare(command: CompareCommand, given: Sequence[str]) -> int:
     device = open_device(command.device)
 
     def judge(run: OpenRun) -> Judge:
-        return Judge(run.model.to(device.torch), run.tokenizer, run.config.data.seq_length)
+        layers, _ = text_layers(run.model, run.config, device, command.device)
+        return Judge(run.model.to(device.torch), run.tokenizer, run.config.data.seq_length, layers)
 
     run = open_run(command.checkpoint, "--checkpoint", say)
     other = open_run(command.judge, "--judge", say) if command.judge else None
@@ -98,8 +101,11 @@ def _compare(command: CompareCommand, given: Sequence[str]) -> int:
     sizes = (command.prompts, command.prompt_tokens, command.max_tokens)
     passages = Passages.of(validation, run.tokenizer, *sizes)
     own = judge(run)
+    layers, why = token_layers(run.model, run.config, device, command.device, say)
+    if device.backend.name == "vulkan":
+        say(f"device      {device.told(why)}")
     found = compare(
-        Generator(own.model, run.tokenizer, device.backend, run.config.langevin),
+        Generator(own.model, run.tokenizer, device.backend, run.config.langevin, layers=layers),
         own,
         judge(other) if other else None,
         passages,

@@ -23,9 +23,7 @@ from ebmvk.runs.layout import NEWEST
 
 if TYPE_CHECKING:
     from ebmvk.api import Evaluated
-    from ebmvk.engine.device import Device
     from ebmvk.evaluation.measurement import Text
-    from ebmvk.model.reading import Layers
     from ebmvk.ranks import Handler, Ranks
     from ebmvk.runs.folder import OpenRun
 
@@ -150,6 +148,7 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
     _check(command)
     from ebmvk.engine.device import open_device
     from ebmvk.engine.sharded import sharded
+    from ebmvk.evaluation.layers import text_layers
     from ebmvk.evaluation.likelihood import window
     from ebmvk.evaluation.measurement import Subject, measure, score_levels
     from ebmvk.runs.folder import check_tokenizer, open_run
@@ -164,11 +163,11 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
     device = open_device(command.device)
     backend = device.backend if ranks is None else sharded(device.backend, ranks, command.device)
     capacity = command.memory_capacity
-    layers, why = _layers(run, device, command.device)
+    layers, why = text_layers(run.model, run.config, device, command.device)
     subject = Subject.open(run, command.memory, backend, capacity, scramble=command.scramble_memory, layers=layers)
     against = None
     if other:
-        layers, why_other = _layers(other, device, command.device)
+        layers, why_other = text_layers(other.model, other.config, device, command.device)
         why = why or (why_other and f"{why_other} (for {command.against})")
         against = Subject.open(other, command.against_memory, backend, capacity, layers=layers)
     text = _text(command, run)
@@ -184,23 +183,6 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
         record["score_matching"] = score_levels(run, text, device, command.limit, command.data_dir)
     there = "the layers run there, too" + (", except for score matching" if command.score_matching else "")
     return record, text.corpus.reason, device.told(why, there)
-
-
-def _layers(run: OpenRun, device: Device, asked: str) -> tuple[Layers | None, str | None]:
-    """What runs a run's layers on a Vulkan device; else None, and why they stay on the CPU.
-
-    asked: the value of --device.
-    """
-    from ebmvk.config.where import why_read_on_host
-    from ebmvk.engine.vulkan import Vulkan
-
-    if not isinstance(device.backend, Vulkan):
-        return None, None
-    if why := why_read_on_host(run.config, asked):
-        return None, why
-    from ebmvk.model.on_device import DeviceLayers  # torch's tracer takes a while to import
-
-    return DeviceLayers.open(run.model, device.backend), None
 
 
 def _warn(text: str) -> None:

@@ -25,13 +25,13 @@ from weakref import WeakSet
 import torch
 from torch import fx
 from torch.fx import traceback as fx_traceback
-from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from ebmvk.compute import decompose, narrow
 from ebmvk.compute.functional import AliasedError, Make, functional
+from ebmvk.compute.graphs import lazily
 from ebmvk.compute.replay import OTHER_FORMULAS, SAME, Step, agree, variations
 from ebmvk.errors import ArgumentError, UnsupportedOperation
 
@@ -117,7 +117,7 @@ def trace(
     """The graph of a step's own operations. Arguments and errors are those of `capture`."""
     names = list(names) if names is not None else [f"argument {number}" for number in range(len(examples))]
     require_tensors(names, examples)
-    with _use_lazy_graph_module(True):  # graphs become Python code only if they are run
+    with lazily():  # graphs become Python code only if they are run
         graph = _traced(step, examples)
         _check_graph(graph, names, spare)
     return Traced(step, examples, names, graph)
@@ -127,7 +127,7 @@ def finished(
     first: Traced, *, donated: dict[int, int] | None = None, others: Sequence[Sequence[torch.Tensor]] | None = None
 ) -> Captured:
     """The second half of `capture`."""
-    with _use_lazy_graph_module(True):
+    with lazily():
         graph = _narrowed(_functional(first.graph, first.examples))
     for arguments in variations(first.examples) if others is None else others:
         agree(first.step, [(first.graph, SAME), (graph, OTHER_FORMULAS)], arguments, first.names)

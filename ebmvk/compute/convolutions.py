@@ -300,6 +300,51 @@ def adaptive_pool_backward(rank: int, gradient: torch.Tensor, x: torch.Tensor) -
     return gradient
 
 
+def max_pool(
+    rank: int,
+    x: torch.Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    ceil_mode: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest element of each window over the last `rank` axes, and its position among them."""
+    kernel, stride, padding, dilation = _each(rank, kernel, stride, padding, dilation)
+    size = x.shape[-rank:]
+    spans = [gap * (k - 1) + 1 for k, gap in zip(kernel, dilation, strict=True)]
+    _, after = _windows(size, spans, stride, padding, ceil_mode)
+    widths = [width for before, end in zip(reversed(padding), reversed(after), strict=True) for width in (before, end)]
+    seen = torch.nn.functional.pad(x, widths, value=-math.inf)
+    for axis, (span, step, gap) in enumerate(zip(spans, stride, dilation, strict=True), x.dim() - rank):
+        seen = seen.unfold(axis, span, step)[..., ::gap]
+    largest, place = seen.flatten(-rank).max(-1)
+    position = torch.zeros((), dtype=torch.int64)
+    for axis, (n, step, pad, gap) in enumerate(zip(size, stride, padding, dilation, strict=True)):
+        at = torch.div(place, math.prod(kernel[axis + 1 :]), rounding_mode="floor") % kernel[axis]
+        begin = (torch.arange(largest.shape[axis - rank]) * step - pad).reshape(-1, *(1 for _ in size[axis + 1 :]))
+        # Only where all elements are -inf is the place in the padding.
+        position = position * n + torch.clamp(begin + at * gap, 0, n - 1)
+    return largest, position
+
+
+def max_pool_backward(
+    rank: int,
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    position: torch.Tensor,
+) -> torch.Tensor:
+    """The gradient of each window goes to its largest element."""
+    del kernel, stride, padding, dilation, ceil_mode
+    flat = torch.zeros_like(x).flatten(-rank)
+    return flat.scatter_add(-1, position.flatten(-rank), gradient.flatten(-rank)).reshape(x.shape)
+
+
 CONVOLUTIONS: dict[Any, Callable[..., Any]] = {
     aten.convolution.default: convolution,
     aten.convolution_backward.default: convolution_backward,
@@ -311,4 +356,8 @@ CONVOLUTIONS: dict[Any, Callable[..., Any]] = {
     aten.avg_pool3d.default: partial(avg_pool, 3),
     aten.avg_pool2d_backward.default: partial(avg_pool_backward, 2),
     aten.avg_pool3d_backward.default: partial(avg_pool_backward, 3),
+    aten.max_pool2d_with_indices.default: partial(max_pool, 2),
+    aten.max_pool3d_with_indices.default: partial(max_pool, 3),
+    aten.max_pool2d_with_indices_backward.default: partial(max_pool_backward, 2),
+    aten.max_pool3d_with_indices_backward.default: partial(max_pool_backward, 3),
 }

@@ -139,6 +139,11 @@ def _gather_backward(
     return torch.scatter_add(torch.zeros_like(x), dim, index, gradient)
 
 
+def _take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """torch's own form reads the value of an index without axes."""
+    return x.reshape(-1)[index.reshape(-1)].reshape(index.shape)
+
+
 def _var_mean(
     x: torch.Tensor,
     dim: Any = None,
@@ -252,6 +257,7 @@ def _table(operations: int) -> Table:
     found[aten.index_fill.int_Tensor] = _index_fill
     found[aten.gather_backward.default] = _gather_backward
     found[aten.square.default] = _square
+    found[aten.take.default] = _take
     for overload in ("default", "dim", "correction"):
         found[getattr(aten.var, overload)] = _var
         found[getattr(aten.var_mean, overload)] = _var_mean

@@ -100,9 +100,10 @@ def _differences(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def _cdist(x: torch.Tensor, y: torch.Tensor, p: float, compute_mode: int | None = None) -> torch.Tensor:
-    """Distances of all pairs of rows."""
+    """Distances of all pairs of rows; 0 for rows without elements, which vector_norm refuses."""
     del compute_mode
-    norm: torch.Tensor = torch.linalg.vector_norm(_differences(x, y), p, dim=-1)
+    apart = _differences(x, y)
+    norm: torch.Tensor = torch.linalg.vector_norm(apart, p, dim=-1) if apart.numel() else apart.sum(-1)
     return norm
 
 
@@ -112,7 +113,7 @@ def _cdist_backward(
     """The gradient for the first rows; 0 where a distance is 0, as in torch."""
     apart = _differences(x, y)
     size, whole = apart.abs(), distances.unsqueeze(-1)
-    if p == 0:
+    if p == 0 or not apart.numel():
         return torch.zeros_like(x)
     if p == math.inf:
         share = (size == whole).to(x.dtype)

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx._lazy_graph_module import _make_graph_module
 from torch.utils import _pytree as pytree
 
 from ebmvk.compute import primitives
+from ebmvk.compute.graphs import graph_module
 from ebmvk.engine import library
 
 Make = Callable[[Callable[..., Any]], Callable[..., fx.GraphModule]]
@@ -291,7 +291,7 @@ class _Copy:
             if node.op == "placeholder":
                 arguments[node] = self.values[node]
         self.graph.eliminate_dead_code()
-        return _make_graph_module(self.old, self.graph)
+        return graph_module(self.old, self.graph)
 
     def _value(self, node: Any) -> Any:
         return self.values[self.roots.get(node, node)]

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.fx._lazy_graph_module import _make_graph_module
 from torch.utils import _pytree as pytree
 
+from ebmvk.compute.graphs import graph_module
 from ebmvk.compute.pairs import Pair, add, divide, multiply, negative, product, root_reciprocal, total, whole
 from ebmvk.engine import library
 from ebmvk.errors import UnsupportedOperation
@@ -295,7 +295,7 @@ def narrowed(graph: fx.GraphModule, make: Make, unsupported: Unsupported) -> fx.
                 env[node] = _Inlined(graph, made, node, known).put(args, keywords, make)
             except NotImplementedError as error:
                 raise unsupported(node, f"{node.target} of float64") from error
-    return _make_graph_module(graph, made)
+    return graph_module(graph, made)
 
 
 class _Values(dict[fx.Node, Any]):

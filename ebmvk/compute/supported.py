@@ -27,7 +27,8 @@ _NAMES = """
     linspace.default log_sigmoid_backward.default log_sigmoid_forward.default logaddexp.default
     logaddexp2.default logit.default logit_backward.default logspace.default logsumexp.default
     masked_fill.Scalar masked_fill.Tensor masked_scatter.default max_pool2d_with_indices.default
-    max_pool2d_with_indices_backward.default median.default median.dim mish.default mish_backward.default
+    max_pool2d_with_indices_backward.default max_pool3d_with_indices.default
+    max_pool3d_with_indices_backward.default median.default median.dim mish.default mish_backward.default
     mse_loss.default mse_loss_backward.default nan_to_num.default nansum.default native_batch_norm.default
     native_batch_norm_backward.default native_group_norm.default native_group_norm_backward.default
     native_layer_norm.default native_layer_norm_backward.default nll_loss2d_backward.default

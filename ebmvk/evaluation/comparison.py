@@ -26,6 +26,7 @@ from ebmvk.decoding.strategies import Strategy, changed
 from ebmvk.errors import DataError
 from ebmvk.evaluation.likelihood import token_nats
 from ebmvk.model.language import LanguageModel
+from ebmvk.model.reading import Layers
 from ebmvk.sampling.registry import SamplerName
 
 HUMAN = "human"
@@ -86,11 +87,14 @@ class Judge:
 
     It can score given tokens, or encode a text with its own tokenizer and score that. The second
     way compares models with different tokenizers by their nats for the same bytes.
+
+    layers: what runs the model's layers; by default torch, on the device of its weights.
     """
 
     model: LanguageModel
     tokenizer: Tokenizer
     context: int
+    layers: Layers | None = None
 
     def nats(self, begun: list[int], tokens: list[int]) -> float:
         """Nats of the tokens that follow those of a prompt."""
@@ -108,7 +112,7 @@ class Judge:
         stream = TokenStream("text", np.array(whole, dtype=np.int32), np.zeros(1, dtype=np.int64))
         device = next(self.model.parameters()).device
         stride = max(1, self.context // 2)
-        found = token_nats(self.model, stream, context=self.context, stride=stride, device=device)
+        found = token_nats(self.model, stream, context=self.context, stride=stride, device=device, layers=self.layers)
         return found["none"][len(begun) - 1 :]
 
 
@@ -131,6 +135,8 @@ def compare(
     """
     real = [own.tokenizer.decode(tokens) for tokens in passages.real]
     yield {"strategy": HUMAN, "settings": {}} | _figures(own, other, passages, passages.real, real, None)
+    if generator.layers is not None:  # compiled at the first prompts, which is not part of a strategy's speed
+        generator.generate(passages.prompts, Decoding(1, sampler=sampler, seed=seed))
     for name, strategy in strategies.items():
         began = time.perf_counter()
         found = generator.generate(passages.prompts, Decoding(length, strategy, sampler, seed))

@@ -19,13 +19,17 @@ from torch.nn.utils.rnn import pad_sequence
 from ebmvk.data.tokenizer import Ids, Tokenizer
 from ebmvk.data.windows import TokenStream, evaluation_windows
 from ebmvk.decoding.generate import Decoding, Generator
+from ebmvk.decoding.layers import token_layers
 from ebmvk.decoding.strategies import GREEDY, Strategy, named
 from ebmvk.engine.device import Device, open_device
 from ebmvk.errors import ConfigError
+from ebmvk.evaluation.layers import text_layers
 from ebmvk.evaluation.likelihood import diverged, token_nats, window
 from ebmvk.memory.files import load
 from ebmvk.memory.law import TIERS, Mode, Reader
 from ebmvk.model.language import Context, TokenLaw
+from ebmvk.model.reading import Layers
+from ebmvk.model.token_layers import TokenLayers
 from ebmvk.runs.folder import OpenRun, open_run
 from ebmvk.sampling.registry import SamplerName
 
@@ -42,16 +46,27 @@ def _nobody(_: int) -> None:
 
 class Scorer:
     """A checkpoint that answers many requests at once. context, stride: those of the windows, as in
-    `ebmvk evaluate`.
+    `ebmvk evaluate`. layers, token_layers: what runs the model's layers to score whole texts and to
+    write; by default torch. Continuations are always scored by torch.
     """
 
     def __init__(
-        self, run: OpenRun, device: Device, reader: Reader | None, *, context: int, stride: int, batch_size: int = 16
+        self,
+        run: OpenRun,
+        device: Device,
+        reader: Reader | None,
+        *,
+        context: int,
+        stride: int,
+        batch_size: int = 16,
+        layers: Layers | None = None,
+        token_layers: TokenLayers | None = None,
     ) -> None:
         self.model, self.tokenizer = run.model.to(device.torch), run.tokenizer
         self.device, self.reader, self.batch_size = device.torch, reader, batch_size
         self.context, self.stride = context, stride
-        self.generator = Generator(self.model, run.tokenizer, device.backend, run.config.langevin, reader)
+        self.layers = layers
+        self.generator = Generator(self.model, run.tokenizer, device.backend, run.config.langevin, reader, token_layers)
 
     @classmethod
     def open(
@@ -79,7 +94,11 @@ class Scorer:
         context, stride = window(context, stride, run.config)
         on = open_device(device)
         reader = None if memory == "none" else Reader(load(run.checkpoint.path, run.model, memory), memory, on.backend)
-        return cls(run, on, reader, context=context, stride=stride, batch_size=batch_size)
+        where: dict[str, Any] = {
+            "layers": text_layers(run.model, run.config, on, device)[0],
+            "token_layers": token_layers(run.model, run.config, on, device)[0],
+        }
+        return cls(run, on, reader, context=context, stride=stride, batch_size=batch_size, **where)
 
     def log_likelihoods(self, pairs: Sequence[tuple[str, str]], done: Done = _nobody) -> list[tuple[float, bool]]:
         """log p(continuation | context) for each (context, continuation).
@@ -165,8 +184,8 @@ class Scorer:
 
     def _nats(self, stream: TokenStream) -> float:
         reader = self.reader.again() if self.reader else None
-        how = (self.model, stream)
-        nats = token_nats(*how, context=self.context, stride=self.stride, device=self.device, reader=reader)
+        where: dict[str, Any] = {"device": self.device, "layers": self.layers}
+        nats = token_nats(self.model, stream, context=self.context, stride=self.stride, reader=reader, **where)
         return float(nats[reader.mode if reader else "none"].sum())
 
     def texts(

@@ -23,7 +23,7 @@ class Claim:
 
 
 WHOLE = """
-    H T __getitem__ __radd__ __rdiv__ __rmatmul__ __rmod__ __rmul__ __rpow__ __rsub__ _batch_norm_with_update
+    H T __radd__ __rdiv__ __rmatmul__ __rmod__ __rmul__ __rpow__ __rsub__ _batch_norm_with_update
     _native_batch_norm_legit _softmax_backward_data _unsafe_masked_index _unsafe_masked_index_put_accumulate abs
     acos acosh add addbmm addcdiv addcmul addmm addmm.decomposed addmv addr alias_copy amax amin aminmax asin
     asinh atan atan2 atanh atleast_1d atleast_2d atleast_3d baddbmm block_diag bmm broadcast_tensors
@@ -48,7 +48,7 @@ WHOLE = """
     nn.functional.hardtanh nn.functional.huber_loss nn.functional.instance_norm nn.functional.kl_div
     nn.functional.l1_loss nn.functional.layer_norm nn.functional.leaky_relu nn.functional.linear
     nn.functional.linear_cross_entropy nn.functional.logsigmoid nn.functional.max_pool1d
-    nn.functional.max_pool2d nn.functional.mish nn.functional.mse_loss nn.functional.nll_loss
+    nn.functional.max_pool2d nn.functional.max_pool3d nn.functional.mish nn.functional.mse_loss nn.functional.nll_loss
     nn.functional.normalize nn.functional.pad.circular nn.functional.pad.constant nn.functional.pad.reflect
     nn.functional.prelu nn.functional.relu nn.functional.relu6 nn.functional.rms_norm nn.functional.selu
     nn.functional.silu nn.functional.smooth_l1_loss nn.functional.softmin nn.functional.softplus
@@ -71,9 +71,13 @@ FORWARD = """
 """All samples; no gradients: torch has none, or one that isn't compiled."""
 
 PARTS: dict[str, Claim] = {
+    "__getitem__": Claim(
+        refused=("indexing by a mask, whose result has no fixed shape",),
+        no_gradient=("data-dependent",),
+    ),
     "as_strided": Claim(no_gradient=("prims.as_strided_scatter.default",)),
     "as_strided_copy": Claim(no_gradient=("prims.as_strided_scatter.default",)),
-    "full_like": Claim(refused=("torch.float64",), gradients=False),
+    "full_like": Claim(refused=("float64",), gradients=False),
     "index_put": Claim(
         refused=("indexing by a mask, whose result has no fixed shape",),
         no_gradient=("indexing by a mask, whose result has no fixed shape",),
@@ -87,11 +91,11 @@ PARTS: dict[str, Claim] = {
     "linalg.norm.subgradients_at_zero": Claim(
         refused=("aten._linalg_svd.default",), no_gradient=("aten._linalg_svd.default",)
     ),
-    "linspace.tensor_overload": Claim(refused=("torch.float64",), gradients=False),
-    "logspace.tensor_overload": Claim(refused=("torch.float64",), gradients=False),
-    "new_full": Claim(refused=("torch.float64",), gradients=False),
-    "new_ones": Claim(refused=("torch.float64",), gradients=False),
-    "new_zeros": Claim(refused=("torch.float64",), gradients=False),
+    "linspace.tensor_overload": Claim(refused=("float64",), gradients=False),
+    "logspace.tensor_overload": Claim(refused=("float64",), gradients=False),
+    "new_full": Claim(refused=("float64",), gradients=False),
+    "new_ones": Claim(refused=("float64",), gradients=False),
+    "new_zeros": Claim(refused=("float64",), gradients=False),
     "nn.functional.adaptive_max_pool1d": Claim(refused=("aten.adaptive_max_pool2d.default",), gradients=False),
     "nn.functional.adaptive_max_pool2d": Claim(refused=("aten.adaptive_max_pool2d.default",), gradients=False),
     "nn.functional.adaptive_max_pool3d": Claim(refused=("aten.adaptive_max_pool3d.default",), gradients=False),
@@ -102,12 +106,12 @@ PARTS: dict[str, Claim] = {
     "nn.functional.scaled_dot_product_attention": Claim(
         refused=("aten.bernoulli.p",), no_gradient=("aten.bernoulli.p",)
     ),
-    "ones_like": Claim(refused=("torch.float64",), gradients=False),
+    "ones_like": Claim(refused=("float64",), gradients=False),
     "repeat_interleave": Claim(
         refused=("aten.repeat_interleave.Tensor",), no_gradient=("aten.repeat_interleave.Tensor",)
     ),
-    "scatter": Claim(refused=("aten.scatter.reduce",)),
-    "zeros_like": Claim(refused=("torch.float64",), gradients=False),
+    "scatter": Claim(refused=("aten.scatter.reduce", "aten.scatter.value_reduce")),
+    "zeros_like": Claim(refused=("float64",), gradients=False),
 }
 
 CLAIMS: dict[str, Claim] = {
@@ -115,6 +119,23 @@ CLAIMS: dict[str, Claim] = {
     **{name: Claim(gradients=False) for name in FORWARD.split()},
     **PARTS,
 }
+
+LATER = {
+    "bmm.triton_optimized", "native_group_norm", "nn.functional.linear_cross_entropy",
+    "nn.functional.linear_cross_entropy.chunked_none",
+}  # fmt: skip
+"""torch before 2.13 has no such samples yet."""
+
+QUANTILES = {"nanquantile", "quantile"}
+"""Claimed for torch 2.13 alone: 2.9 looks at the values of the quantiles, and 2.15 computes with
+float64."""
+
+
+def claimed(version: tuple[int, ...]) -> dict[str, Claim]:
+    """The claims for a version of torch, such as (2, 13)."""
+    without = (set() if version >= (2, 13) else LATER) | (set() if version == (2, 13) else QUANTILES)
+    return {name: claim for name, claim in CLAIMS.items() if name not in without}
+
 
 LEFT_OUT: dict[str, str] = {
     "draws random numbers": """
@@ -175,7 +196,7 @@ LEFT_OUT: dict[str, str] = {
     nn.functional.gaussian_nll_loss nn.functional.grid_sample nn.functional.hinge_embedding_loss
     nn.functional.interpolate.area nn.functional.interpolate.bicubic nn.functional.interpolate.bilinear
     nn.functional.interpolate.linear nn.functional.interpolate.nearest-exact nn.functional.interpolate.trilinear
-    nn.functional.local_response_norm nn.functional.margin_ranking_loss nn.functional.max_pool3d
+    nn.functional.local_response_norm nn.functional.margin_ranking_loss
     nn.functional.max_unpool1d nn.functional.max_unpool1d.grad nn.functional.max_unpool2d
     nn.functional.max_unpool2d.grad nn.functional.max_unpool3d nn.functional.max_unpool3d.grad
     nn.functional.multi_margin_loss nn.functional.multilabel_margin_loss

@@ -14,7 +14,7 @@ from ebmvk.cli.compare_decoding import _advice
 from ebmvk.evaluation.comparison import Judge
 from ebmvk.runs.folder import open_run
 
-from .conftest import Command
+from .conftest import Command, need_vulkan
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -122,6 +122,24 @@ def test_the_same_seed_gives_the_same_figures(compared: Any) -> None:
     one, two, other = (compared("--strategy", "sampling", "--seed", seed)["sampling"] for seed in (1, 1, 2))
     assert one | {speed: 0} == two | {speed: 0}
     assert one | {speed: 0} != other | {speed: 0}
+
+
+def test_a_vulkan_device_writes_and_scores_the_same_texts(ebmvk: Command, trained: Path) -> None:
+    need_vulkan()
+
+    def found(device: str) -> list[dict[str, Any]]:
+        args = ("--prompts", 2, "--prompt-tokens", 4, "--max-tokens", 3, "--strategy", "sampling", "--judge", trained)
+        said = ebmvk("compare-decoding", "--checkpoint", trained, "--device", device, *args, "--json")
+        assert said.status == 0, said.err
+        assert ("the layers run there, too" in said.err) == (device != "cpu")
+        return json.loads(said.out)["rows"]
+
+    for own, other in zip(found("cpu"), found("vulkan"), strict=True):
+        assert own.keys() == other.keys()
+        for name, value in own.items():
+            # Floats in sums of another order: 1e-5 nats for each token.
+            wanted = pytest.approx(value, abs=1e-5, rel=1e-5) if isinstance(value, float) else value
+            assert name == "tokens_per_second" or other[name] == wanted, name
 
 
 def test_the_command_prints_a_table(ebmvk: Command, trained: Path, device: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from ebmvk.errors import ConfigError
 from ebmvk.evaluation.requests import Scorer
 
-from .conftest import Command
+from .conftest import Command, need_vulkan
 
 TASKS = {
     "choose": """
@@ -95,6 +95,19 @@ def test_the_rolling_likelihood_matches_evaluate(trained: Path, ebmvk: Command, 
         assert Scorer.open(trained, device=device, **how).rolling([text]) == pytest.approx(
             [-json.loads(said.out)["nats"]], rel=1e-9
         )
+
+
+def test_a_vulkan_device_scores_and_writes_the_same_texts(trained: Path) -> None:
+    need_vulkan()
+    text, asked = "The old king likes a house.", [("The old king", {"max_gen_toks": 3, "until": []})]
+    here, there = (Scorer.open(trained, device=device) for device in ("cpu", "vulkan"))
+    tokens = len(here.tokenizer.encode_prompt(text))
+    # Floats in sums of another order: 1e-5 nats for each token.
+    assert there.rolling([text]) == pytest.approx(here.rolling([text]), abs=1e-5 * tokens)
+    assert there.layers is not None
+    assert there.layers.did()["dispatches"] > 0
+    assert there.texts(asked) == here.texts(asked)
+    assert there.generator.layers is not None
 
 
 @pytest.mark.parametrize(

@@ -250,3 +250,18 @@ def test_the_script_says_why_it_cannot_make_bare_roots(tmp_path: Path) -> None:
     assert done.returncode == 77, done.stderr
     assert "skipped: debootstrap is missing" in done.stderr or "skipped: only root" in done.stderr
     assert not (tmp_path / "roots").exists()
+
+
+def test_the_script_says_why_another_torch_cannot_be_had(tmp_path: Path) -> None:
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
+    done = subprocess.run(
+        [ROOT / ".ci/torch", "==2.9.0"],
+        env=os.environ | offline | {"EBMVK_TORCH_PYTHON": sys.executable, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+    assert done.returncode == 77, done.stderr
+    assert "torch ==2.9.0: skipped: pip has no such torch" in done.stdout or "GB of disk are free" in done.stdout
+    assert not list(tmp_path.iterdir())
