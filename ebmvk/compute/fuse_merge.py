@@ -264,10 +264,13 @@ def _sharing(state: Merging) -> Iterable[Iterable[int]]:
 def _alike(state: Merging) -> Iterable[Iterable[int]]:
     """Small loops over equally many points: reductions, and those of a few elements."""
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    few: dict[int, list[int]] = defaultdict(list)
     for number in state.order:
         node = state.nodes[number]
         if isinstance(node, Loop) and (node.reduced or math.prod(node.shape) <= FEW):
             size = sum(view.tensor.bytes for view in reads(node))
             if size <= state.limits.apart // 4:
                 groups[math.prod(node.parallel), math.prod(node.shape)].append(number)
-    return groups.values()
+                if math.prod(node.parallel) <= FEW:
+                    few[math.prod(node.parallel)].append(number)
+    return [*groups.values(), *few.values()]
