@@ -266,13 +266,10 @@ def _alike(state: Merging) -> Iterable[Iterable[int]]:
     Those that read more share a dispatch (share.py), each with workgroups of its own: in one loop
     they would keep as many sums at once as they are."""
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    few: dict[int, list[int]] = defaultdict(list)
     for number in state.order:
         node = state.nodes[number]
         if isinstance(node, Loop) and (node.reduced or math.prod(node.shape) <= FEW):
             size = sum(view.tensor.bytes for view in reads(node))
             if size <= WORD * SMALL:
                 groups[math.prod(node.parallel), math.prod(node.shape)].append(number)
-                if math.prod(node.parallel) <= FEW:
-                    few[math.prod(node.parallel)].append(number)
-    return [*groups.values(), *few.values()]
+    return groups.values()
