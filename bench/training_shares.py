@@ -71,8 +71,9 @@ def shares(made: Compiled, arguments: Sequence[Any]) -> dict[str, Any]:
 
 
 def is_product(node: Node) -> bool:
-    """True for matrix products, with what is fused into them."""
-    return isinstance(node, Call) and node.name == "matmul"
+    """True for matrix products, with what is fused into them. Parts of their sums are added up in
+    loops, which aren't counted here."""
+    return isinstance(node, Call) and node.name in {"matmul", "matmul_parts"}
 
 
 def _parts(ends: Sequence[int]) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ebmvk.compute import expr
-from ebmvk.compute.ir import Call, Expr, Load, LoadAt, Loop, Node, Program, Store, Tensor, View
+from ebmvk.compute.ir import Batch, Call, Expr, Load, LoadAt, Loop, Node, Program, Store, Tensor, View
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Settled:
         in_place: positions of the results that need no copy.
     """
 
-    nodes: list[Node]
+    nodes: list[Node | Batch]
     outputs: list[View]
     copies: list[tuple[View, View]]
     in_place: frozenset[int]
@@ -40,7 +40,7 @@ def settle(program: Program) -> Settled:
     """
     _check_donated(program)
     renamed = {old.id: new for old, new in _unions(program)}
-    nodes = [_renamed_node(node, renamed) for node in program.nodes]
+    nodes: list[Node | Batch] = [_renamed_node(node, renamed) for node in program.nodes]
     outputs = [_renamed(view, renamed) for view in program.outputs]
     targets = {position: program.leaves[leaf] for position, leaf in program.donated.items()}
     in_place = frozenset(position for position, target in targets.items() if same_place(outputs[position], target))
@@ -76,9 +76,13 @@ def overlap(a: View, b: View) -> bool:
     return a.tensor == b.tensor and begin < last and first < end
 
 
-def reads(node: Node) -> Iterator[tuple[View, bool]]:
+def reads(node: Node | Batch) -> Iterator[tuple[View, bool]]:
     """The views that a node reads, each with True if a point of the loop reads only its own
     element."""
+    if isinstance(node, Batch):
+        for loop in node.loops:
+            yield from reads(loop)
+        return
     if isinstance(node, Call):
         yield from ((view, False) for view in node.inputs)
         return
@@ -86,7 +90,9 @@ def reads(node: Node) -> Iterator[tuple[View, bool]]:
         yield part.view, isinstance(part, Load) and not node.reduced
 
 
-def writes(node: Node) -> tuple[View, ...]:
+def writes(node: Node | Batch) -> tuple[View, ...]:
+    if isinstance(node, Batch):
+        return tuple(view for loop in node.loops for view in writes(loop))
     return node.outputs if isinstance(node, Call) else tuple(store.view for store in node.stores)
 
 

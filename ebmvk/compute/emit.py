@@ -7,16 +7,17 @@ workgroup. Sums are added in a fixed order, so the same module gives the same bi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ebmvk.compute.ir import DType, Loop, Tensor
 from ebmvk.compute.points import emit_points
 from ebmvk.compute.reading import Reading, read
 from ebmvk.compute.rows import Part, RowKernel, emit_rows, needed_stages
-from ebmvk.compute.spirv import Module
+from ebmvk.compute.spirv import Module, Op
 from ebmvk.compute.split import UNSHARED, Piece, part_of, split
 from ebmvk.compute.tiling import Limits, Tile, spread, tile
+from ebmvk.compute.workgroup import group_number
 from ebmvk.errors import ArgumentError
 
 Fresh = Callable[[tuple[int, ...], DType], Tensor]
@@ -85,7 +86,7 @@ def _tile(reading: Reading, limits: Limits) -> Tile:
 def _piece(piece: Piece, limits: Limits) -> Generated:
     reading = read(piece.loop)
     _check(reading, limits)
-    if piece.loop.reduced and (needed_stages(reading) or reading.length != 1):
+    if _in_rows(piece.loop, reading):
         return _rows(reading, piece.part, limits)
     return _points(reading, limits)
 
@@ -109,7 +110,9 @@ def _points(reading: Reading, limits: Limits) -> Generated:
     group = min(POINT_GROUP, limits.group)
     groups = spread(min(-(-reading.rows // group), POINT_GROUPS), limits)
     module = Module(group)
-    emit_points(module, reading, group, groups, _buffers(module, reading))
+    buffers = _buffers(module, reading)
+    module.label()
+    emit_points(module, reading, group, groups, buffers, group_number(module, groups))
     return Generated(module.finish(), reading.access, reading.tensors, b"", groups, group)
 
 
@@ -118,5 +121,88 @@ def _rows(reading: Reading, part: Part | None, limits: Limits) -> Generated:
     groups = spread(-(-reading.rows // shape.across) * (part.chunks if part else 1), limits)
     module = Module(shape.group)
     buffers = _buffers(module, reading)
-    emit_rows(RowKernel(module, reading, shape, groups, buffers, part), reading)
+    module.label()
+    emit_rows(RowKernel(module, reading, shape, groups, buffers, part, group_number(module, groups)), reading)
     return Generated(module.finish(), reading.access, reading.tensors, b"", groups, shape.group)
+
+
+# ---------------------------------------------------------------------------- loops that share one
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a loop of a single dispatch needs of a kernel that it shares with others.
+
+    Attributes:
+        group: invocations of a workgroup; 0 if any number will do.
+        shared_bytes: shared memory, at most.
+        tensors: what it binds.
+    """
+
+    group: int
+    shared_bytes: int
+    tensors: frozenset[Tensor]
+
+
+def needs(loop: Loop, limits: Limits) -> Needs | None:
+    """What a loop needs; None if it isn't exactly one dispatch."""
+    if 0 in loop.shape:
+        return None
+    reading = read(loop)
+    if _part(reading, limits):
+        return None
+    tensors = frozenset(reading.tensors)
+    stages = needed_stages(reading)
+    if not _in_rows(loop, reading):
+        return Needs(0, 0, tensors)
+    shape = _tile(reading, limits)
+    words = max((2 * len(stage) for stage in stages), default=0)
+    return Needs(shape.group, 12 * words * shape.group if shape.along > 1 else 0, tensors)
+
+
+def fit(parts: Sequence[Needs], limits: Limits) -> bool:
+    """True if loops can share a kernel."""
+    groups = {part.group for part in parts if part.group}
+    tensors = frozenset[Tensor]().union(*(part.tensors for part in parts))
+    memory = sum(part.shared_bytes for part in parts)
+    return len(groups) <= 1 and len(tensors) <= limits.bindings and memory <= limits.shared_bytes
+
+
+def kernel_of_all(loops: Sequence[Loop], limits: Limits) -> Generated:
+    """Loops that `fit` as one dispatch: each has workgroups of its own, one after another."""
+    readings = [read(loop) for loop in loops]
+    group = max(part.group for loop in loops if (part := needs(loop, limits))) or min(POINT_GROUP, limits.group)
+    counts = [_groups(loop, reading, group, limits) for loop, reading in zip(loops, readings, strict=True)]
+    groups = spread(sum(counts), limits)
+    access: dict[Tensor, str] = {}
+    for reading in readings:
+        for tensor, letter in zip(reading.tensors, reading.access, strict=True):
+            access[tensor] = letter if access.get(tensor, letter) == letter else "u"
+    module = Module(group)
+    buffers = {
+        tensor: module.buffer(binding, tensor.dtype, writable=letter != "r")
+        for binding, (tensor, letter) in enumerate(access.items())
+    }
+    module.label()
+    number, first = group_number(module, groups), 0
+    for loop, reading, count in zip(loops, readings, counts, strict=True):
+        own = module.emit(Op.I_SUB, module.type("uint32"), number, module.uint(first))  # wraps if it is another's
+        bound = [buffers[tensor] for tensor in reading.tensors]
+        with module.when(module.emit(Op.U_LESS_THAN, module.type("bool"), own, module.uint(count))):
+            if _in_rows(loop, reading):
+                shape = _tile(reading, limits)
+                emit_rows(RowKernel(module, reading, shape, (count, 1, 1), bound, None, own), reading)
+            else:
+                emit_points(module, reading, group, (count, 1, 1), bound, own)
+        first += count
+    return Generated(module.finish(), "".join(access.values()), tuple(access), b"", groups, group)
+
+
+def _in_rows(loop: Loop, reading: Reading) -> bool:
+    return loop.reduced > 0 and bool(needed_stages(reading) or reading.length != 1)
+
+
+def _groups(loop: Loop, reading: Reading, group: int, limits: Limits) -> int:
+    if _in_rows(loop, reading):
+        return -(-reading.rows // _tile(reading, limits).across)
+    return min(-(-reading.rows // group), POINT_GROUPS)

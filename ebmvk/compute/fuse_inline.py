@@ -15,7 +15,8 @@ from ebmvk.compute.rewrite import Limits, Uses, seen_at, tensors_of, without_dea
 
 FREE = frozenset({"cast", "neg", "abs", "where", "logical_not", "logical_and", "logical_or"})
 CHEAP = 8
-"""Work that may be done again for each reader, in simple operations."""
+"""Work that may be done again for each reader, in simple operations; twice as much in a reader
+with as few points."""
 SLOW = frozenset({
     "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "tanh", "atan", "atan2", "asin",
     "acos", "sinh", "cosh", "sigmoid", "erf", "erfc", "erfinv", "lgamma", "digamma", "pow",
@@ -72,7 +73,8 @@ def _chosen(node: Loop, targets: list[int], nodes: Sequence[object], returned: b
         reader = nodes[target]
         assert isinstance(reader, Loop)
         again = math.prod(reader.shape) / points
-        if (alone and (again <= 1 or cost <= 2 * CHEAP)) or (cost <= CHEAP and len(wide) <= 1):
+        cheap = CHEAP if again > 1 else 2 * CHEAP  # to store and load it takes as long
+        if (alone and (again <= 1 or cost <= 2 * CHEAP)) or (cost <= cheap and len(wide) <= 1):
             chosen.append(target)
     return chosen
 

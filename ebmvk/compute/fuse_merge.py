@@ -262,12 +262,14 @@ def _sharing(state: Merging) -> Iterable[Iterable[int]]:
 
 
 def _alike(state: Merging) -> Iterable[Iterable[int]]:
-    """Small loops over equally many points: reductions, and those of a few elements."""
+    """Loops over equally many points that read little: reductions, and those of a few elements.
+    Those that read more share a dispatch (share.py), each with workgroups of its own: in one loop
+    they would keep as many sums at once as they are."""
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for number in state.order:
         node = state.nodes[number]
         if isinstance(node, Loop) and (node.reduced or math.prod(node.shape) <= FEW):
             size = sum(view.tensor.bytes for view in reads(node))
-            if size <= state.limits.apart // 4:
+            if size <= WORD * SMALL:
                 groups[math.prod(node.parallel), math.prod(node.shape)].append(number)
     return groups.values()

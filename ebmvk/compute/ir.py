@@ -192,6 +192,13 @@ class Call:
 Node = Loop | Call
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Loops that don't need each other, in one dispatch. Only plans have batches."""
+
+    loops: tuple[Loop, ...]
+
+
 @dataclass
 class Program:
     """Nodes in order. Tensors that are neither inputs nor constants live in the arena.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ebmvk.compute.dispatches import Dispatch, Fill, Fresh, Planned
 from ebmvk.compute.index_add import index_add
 from ebmvk.compute.ir import Call
-from ebmvk.compute.matmul import matmul
+from ebmvk.compute.matmul import matmul, matmul_parts
 from ebmvk.compute.matrices import inverse, weakest_cut
 from ebmvk.compute.row_kernels import scan_sum, sort, topk
 
@@ -24,6 +24,7 @@ __all__ = ["KERNELS", "Dispatch", "Fill", "Fresh", "Planned"]
 
 KERNELS: dict[str, Callable[[Call, Limits, Fresh], Planned]] = {
     "matmul": matmul,
+    "matmul_parts": matmul_parts,
     "index_add": index_add,
     "inverse": inverse,
     "scan_sum": scan_sum,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ebmvk.compute import expr
 from ebmvk.compute.donate import reads, writes
-from ebmvk.compute.ir import WORD, Call, DType, Loop, Node, Op, Reduce, Tensor, View
+from ebmvk.compute.ir import WORD, Batch, Call, DType, Loop, Node, Op, Reduce, Tensor, View
 from ebmvk.engine.recording import Limits
 
 Fresh = Callable[[tuple[int, ...], DType], Tensor]
@@ -63,10 +63,10 @@ class Lowered:
     nbytes: float
 
 
-Lower = Callable[[Node, Limits, Fresh], Lowered]
+Lower = Callable[[Node | Batch, Limits, Fresh], Lowered]
 
 
-def lower(node: Node, limits: Limits, fresh: Fresh) -> Lowered:
+def lower(node: Node | Batch, limits: Limits, fresh: Fresh) -> Lowered:
     """A node's steps, by `emit.kernels_of` or the table `kernels.KERNELS`."""
     scratch: list[Tensor] = []
 
@@ -74,6 +74,8 @@ def lower(node: Node, limits: Limits, fresh: Fresh) -> Lowered:
         scratch.append(fresh(shape, dtype))
         return scratch[-1]
 
+    if isinstance(node, Batch):
+        return _lower_batch(node, limits)
     return (
         _lower_call(node, limits, make, scratch) if isinstance(node, Call) else _lower_loop(node, limits, make, scratch)
     )
@@ -93,6 +95,15 @@ def _lower_loop(loop: Loop, limits: Limits, fresh: Fresh, scratch: Sequence[Tens
         for made in kernels_of(loop, limits, fresh)
     )
     return Lowered(steps, tuple(scratch), loop_flops(loop), node_bytes(loop))
+
+
+def _lower_batch(batch: Batch, limits: Limits) -> Lowered:
+    from ebmvk.compute.emit import kernel_of_all
+
+    made = kernel_of_all(batch.loops, limits)
+    kernel = Kernel(f"{len(batch.loops)} loops", made.group, (), made.spirv, made.access)
+    launch = Launch(kernel, made.tensors, made.push, made.groups)
+    return Lowered((launch,), (), sum(map(loop_flops, batch.loops)), sum(map(node_bytes, batch.loops)))
 
 
 def _lower_call(call: Call, limits: Limits, fresh: Fresh, scratch: Sequence[Tensor]) -> Lowered:

@@ -2,19 +2,24 @@
 
 The result is alpha a b + beta c for each matrix of a batch, with any strides. matmul_tiles.py
 chooses the kernel and its tile. A small result of long sums would keep few workgroups busy; its
-sums are cut into parts of equal length, which `matmul_join` adds in order. All of this depends on
-the shapes and the device's limits only, so that equal calls give equal bits.
+sums are cut into parts of equal length, which are added in order: a few by a loop, which can share
+a dispatch with others (`parted`), and more by `matmul_join`. All of this depends on the shapes and
+the device's limits only, so that equal calls give equal bits.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING
 
+from ebmvk.compute import expr
 from ebmvk.compute.dispatches import Axes, Dispatch, Fresh, Planned, packed, spread
-from ebmvk.compute.ir import WORD, Call, Tensor, View
+from ebmvk.compute.ir import WORD, Call, Loop, Store, Tensor, View
 from ebmvk.compute.matmul_tiles import Tile, chosen
+from ebmvk.compute.rewrite import dense_strides
 
 if TYPE_CHECKING:
     from ebmvk.engine.recording import Limits
@@ -39,6 +44,8 @@ PUSH = {
 """The push constants of each kernel, in the order of shaders/kernels.toml."""
 
 JOIN_GROUP = 64
+LOOPED = 8
+"""The most parts that a loop adds up."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,49 @@ def _steps(call: Call, limits: Limits, fresh: Fresh) -> Iterator[Dispatch]:
             partial = fresh((parts, batch.count, product.rows, product.columns), "float32")
             yield piece.partial(tile, parts, partial)
             yield piece.join(partial, parts)
+
+
+def parted(call: Call, limits: Limits, fresh: Fresh) -> tuple[Call, Loop] | None:
+    """A product as a call that computes parts of its sums, and the loop that adds them up. None if
+    there is one part, or if one dispatch can't do it."""
+    result = call.outputs[0]
+    whole = View(result.tensor, result.shape, dense_strides(result.shape), 0)
+    parts = _parts(Call("matmul", call.inputs[:2], (whole,)), limits)
+    if not 1 < parts <= LOOPED:
+        return None
+    partial = fresh((parts, *result.shape), "float32")
+    size = math.prod(result.shape)
+    of_parts = [expr.load(replace(whole, tensor=partial, offset=number * size)) for number in range(parts)]
+    value = reduce(lambda a, b: expr.op("add", a, b), of_parts)
+    scale = {name: expr.const(float(dict(call.constants).get(name, 1.0)), "float32") for name in ("alpha", "beta")}
+    value = expr.op("mul", value, scale["alpha"])
+    if len(call.inputs) > 2:
+        value = expr.op("add", value, expr.op("mul", expr.load(call.inputs[2]), scale["beta"]))
+    return Call("matmul_parts", call.inputs[:2], (partial.view(),)), Loop(result.shape, 0, (Store(result, value),))
+
+
+def matmul_parts(call: Call, limits: Limits, _: Fresh) -> Planned:
+    """Parts of the sums of a product, as `parted` divides them.
+
+    Inputs: a (..., m, k), b (..., k, n). Output: (parts, ..., m, n), dense.
+    """
+    out = call.outputs[0]
+    first = View(out.tensor, out.shape[1:], out.strides[1:], out.offset)
+    product = _product(replace(call, outputs=(first,)))
+    (batch,) = product.batch.parts(3, limits.groups_yz)
+    tile, parts = chosen(product.rows, product.columns, product.inner, batch.count, limits)
+    a, b = (view.tensor for view in call.inputs)
+    piece = _Piece(product, batch.padded(3), {"alpha": 1.0, "beta": 0.0}, (a, b, a, out.tensor), limits)
+    return Planned((piece.partial(tile, parts, out.tensor),))
+
+
+def _parts(call: Call, limits: Limits) -> int:
+    """Parts of the sums, 1 if the call takes several dispatches anyway, or none."""
+    product = _product(call)
+    batches = list(product.batch.parts(3, limits.groups_yz))
+    if len(batches) != 1 or 0 in (product.rows, product.columns, product.inner, product.batch.count):
+        return 1
+    return chosen(product.rows, product.columns, product.inner, product.batch.count, limits)[1]
 
 
 def _product(call: Call) -> Product:

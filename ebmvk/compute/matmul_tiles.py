@@ -124,9 +124,9 @@ class Costs:
 # waits for memory; Vulkan doesn't say how many lanes a device has. join: 8 bytes at 280 GB/s, where
 # there are 5.4e12 multiply-adds a second. dispatch: 5 microseconds.
 CARD_COSTS = Costs(16384, 150.0, 2.5e7)
-# busy: 16 workgroups of 8 lanes, for cores that take turns. join: 40 cycles. dispatch: 20
+# busy: 8 workgroups of 8 lanes, for cores that take turns. join: 40 cycles. dispatch: 20
 # microseconds.
-PROCESSOR_COSTS = Costs(128, 320.0, 1e6)
+PROCESSOR_COSTS = Costs(64, 320.0, 1e6)
 
 
 def tiles(limits: Limits) -> tuple[Tile, ...]:

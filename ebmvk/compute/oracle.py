@@ -15,7 +15,23 @@ import torch
 from numpy.lib.stride_tricks import as_strided
 
 from ebmvk.compute import expr
-from ebmvk.compute.ir import Axis, Call, Const, DType, Expr, Load, LoadAt, Loop, Node, Op, Program, Reduce, Tensor, View
+from ebmvk.compute.ir import (
+    Axis,
+    Batch,
+    Call,
+    Const,
+    DType,
+    Expr,
+    Load,
+    LoadAt,
+    Loop,
+    Node,
+    Op,
+    Program,
+    Reduce,
+    Tensor,
+    View,
+)
 from ebmvk.compute.oracle_ops import MEANING, first_of
 from ebmvk.engine import library
 from ebmvk.errors import ArgumentError
@@ -83,19 +99,27 @@ def empty(tensor: Tensor, floats: type[np.floating[Any]]) -> Array:
     return made
 
 
-def written(node: Node) -> list[View]:
+def written(node: Node | Batch) -> list[View]:
     """The views that a node fills."""
+    if isinstance(node, Batch):
+        return [view for loop in node.loops for view in written(loop)]
     return list(node.outputs) if isinstance(node, Call) else [store.view for store in node.stores]
 
 
-def read(node: Node) -> list[View]:
+def read(node: Node | Batch) -> list[View]:
     """The views that a node reads."""
+    if isinstance(node, Batch):
+        return [view for loop in node.loops for view in read(loop)]
     if isinstance(node, Call):
         return list(node.inputs)
     return [part.view for part in expr.loads(*(store.value for store in node.stores))]
 
 
-def run_node(node: Node, values: Values, floats: type[np.floating[Any]]) -> None:
+def run_node(node: Node | Batch, values: Values, floats: type[np.floating[Any]]) -> None:
+    if isinstance(node, Batch):
+        for loop in node.loops:
+            run_node(loop, values, floats)
+        return
     for view in written(node):
         if view.tensor.id not in values:
             values[view.tensor.id] = empty(view.tensor, floats)

@@ -8,13 +8,15 @@ lie apart from it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ebmvk.compute.donate import Settled, extent, reads, settle, writes
-from ebmvk.compute.ir import DType, Node, Program, Tensor, View
-from ebmvk.compute.lowering import Launch, Lower, Lowered, lower
+from ebmvk.compute.ir import Batch, Call, DType, Node, Program, Tensor, View
+from ebmvk.compute.lowering import Fresh, Launch, Lower, Lowered, lower
+from ebmvk.compute.matmul import parted
+from ebmvk.compute.share import shared
 from ebmvk.engine.recording import Limits, arrange
 from ebmvk.errors import ArgumentError
 
@@ -44,7 +46,7 @@ class Place:
 class Step:
     """A node with its dispatches. seconds: what it takes on a slow device of this kind."""
 
-    node: Node
+    node: Node | Batch
     lowered: Lowered
     seconds: float
 
@@ -122,7 +124,10 @@ def make_plan(
         fetched = set(range(len(program.outputs))) - set(program.donated)
     settled = settle(program)
     check(program, settled)
-    steps = _lowered(program, settled, limits, lower)
+    fresh = _fresh(program, settled)
+    nodes = [part for node in settled.nodes for part in _parted(node, limits, fresh)]
+    settled = replace(settled, nodes=shared(nodes, limits))
+    steps = _lowered(settled, limits, lower, fresh)
     lives = _lives(settled, steps, fetched, own=set(program.inputs) | set(program.constants))
     results = _result_tensors(program, settled, fetched)
     regions: dict[Region, list[Tensor]] = {
@@ -179,7 +184,15 @@ def _check_view(view: View, number: int) -> None:
         raise ValueError(f"node {number} uses elements {begin} to {end} of tensor {view.tensor.id} {view.tensor.shape}")
 
 
-def _lowered(program: Program, settled: Settled, limits: Limits, lower: Lower) -> tuple[Step, ...]:
+def _parted(node: Node | Batch, limits: Limits, fresh: Fresh) -> Sequence[Node | Batch]:
+    """A node, or those that take its place."""
+    if isinstance(node, Call) and node.name == "matmul":
+        return parted(node, limits, fresh) or (node,)
+    return (node,)
+
+
+def _fresh(program: Program, settled: Settled) -> Fresh:
+    """What makes tensors that the program doesn't have."""
     known = [tensor.id for tensor in (*program.inputs, *program.constants)]
     known += [view.tensor.id for node in settled.nodes for view in writes(node)]
     last = max(known, default=0)
@@ -189,6 +202,10 @@ def _lowered(program: Program, settled: Settled, limits: Limits, lower: Lower) -
         last += 1
         return Tensor(last, shape, dtype)
 
+    return fresh
+
+
+def _lowered(settled: Settled, limits: Limits, lower: Lower, fresh: Fresh) -> tuple[Step, ...]:
     speed = SPEED.get(limits.kind, OTHER_SPEED)
     steps = []
     for node in settled.nodes:

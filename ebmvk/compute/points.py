@@ -8,14 +8,13 @@ from ebmvk.compute.codegen import Known, Writer
 from ebmvk.compute.reading import Reading
 from ebmvk.compute.spirv import LOCAL_INDEX, Module, Op
 from ebmvk.compute.values import Node
-from ebmvk.compute.workgroup import group_number
 
 
 def emit_points(
-    module: Module, reading: Reading, group: int, groups: tuple[int, int, int], buffers: Sequence[int]
+    module: Module, reading: Reading, group: int, groups: tuple[int, int, int], buffers: Sequence[int], number: int
 ) -> None:
     """The body of a kernel over `reading.rows` points. With fewer invocations than points each
-    takes the points that are a whole number of all invocations apart."""
+    takes the points that are a whole number of all invocations apart. number: of the workgroup."""
     graph, points = reading.graph, reading.rows
     writer = Writer(module, graph, dict(enumerate(buffers)))
     symbol = graph.add(Node("symbol", (), "uint32", "p"))
@@ -32,10 +31,8 @@ def emit_points(
         point(index)
         return []
 
-    module.label()
     local = module.emit(Op.LOAD, uint, module.built_in(LOCAL_INDEX))
-    number = module.emit(Op.I_MUL, uint, group_number(module, groups), module.uint(group))
-    index = module.emit(Op.I_ADD, uint, number, local)
+    index = module.emit(Op.I_ADD, uint, module.emit(Op.I_MUL, uint, number, module.uint(group)), local)
     total = groups[0] * groups[1] * group
     if total == points:
         point(index)

@@ -26,7 +26,6 @@ class Limits:
     size: int = 400
     block: int = 1 << 25
     strided: bool = True
-    apart: int = 1 << 25
 
 
 def reads(node: Node) -> list[View]:

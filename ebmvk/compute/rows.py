@@ -14,7 +14,7 @@ from ebmvk.compute.reductions import Reduction
 from ebmvk.compute.spirv import Module, Op
 from ebmvk.compute.tiling import Tile
 from ebmvk.compute.values import Node, Value
-from ebmvk.compute.workgroup import Ids, Workgroup, group_number
+from ebmvk.compute.workgroup import Ids, Workgroup
 
 KEPT = 16
 """Up to this many elements for each invocation stay in registers between the stages."""
@@ -54,6 +54,7 @@ class Accumulator:
 class RowKernel:
     """Writes one kernel.
 
+    number: of the workgroup, among `groups`.
     part: if several workgroups share a row, its stores go to one block of results for each.
     """
 
@@ -65,6 +66,7 @@ class RowKernel:
         groups: tuple[int, int, int],
         buffers: Sequence[int],
         part: Part | None,
+        number: int,
     ) -> None:
         self.module, self.reading, self.tile, self.graph = module, reading, tile, reading.graph
         self.writer = Writer(module, self.graph, dict(enumerate(buffers)))
@@ -74,14 +76,12 @@ class RowKernel:
         self.part = part
         self.end = part.size if part else reading.length
         self.uneven = part is not None and reading.length % part.size != 0
-        module.label()
         self.workgroup = Workgroup(module, tile)
-        self._place(groups)
+        self._place(groups, number)
 
-    def _place(self, groups: tuple[int, int, int]) -> None:
+    def _place(self, groups: tuple[int, int, int], group: int) -> None:
         """Finds this invocation's row, clamped to the last one, and the part's first element."""
         module, work, rows = self.module, self.workgroup, self.reading.rows
-        group = group_number(module, groups)
         if self.part:
             blocks = module.uint(-(-rows // self.tile.across))
             chunk, group = work.op(Op.U_DIV, group, blocks), work.op(Op.U_MOD, group, blocks)

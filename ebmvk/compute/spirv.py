@@ -64,6 +64,7 @@ class Op(IntEnum):
     COMPOSITE_EXTRACT = 81
     BITCAST = 124
     I_ADD = 128
+    I_SUB = 130
     I_MUL = 132
     U_DIV = 134
     U_MOD = 137

@@ -12,8 +12,8 @@ GROUP = 256
 ENOUGH = 64
 """Workgroups that keep a device busy."""
 CPU_ROWS, CPU_LENGTH, CPU_GROUP = 64, 1024, 32
-"""On a CPU barriers cost more than reading side by side saves: with this many rows of at most this
-length, each row has one invocation."""
+"""On a CPU barriers cost more than reading side by side saves: with this many rows (or columns) of
+at most this length, each has one invocation."""
 
 
 class Limits(Protocol):
@@ -82,7 +82,7 @@ def tile(rows: int, length: int, *, rows_first: bool, words: int, limits: Limits
     most = min(room, 1024 if few else GROUP)
     small = min(room, 128)
     wanted = above((length + 3) // 4)  # at least four elements for each invocation
-    if limits.kind == "cpu" and not rows_first and rows >= CPU_ROWS and length <= CPU_LENGTH:
+    if limits.kind == "cpu" and rows >= CPU_ROWS and length <= CPU_LENGTH:
         return Tile(min(CPU_GROUP, room), 1, True)
     if rows_first:
         across = min(above(rows), 32)
