@@ -17,8 +17,10 @@ from bench.isa_text import Code
 
 ROWS, POINTS, D, K, STEPS = 1024, 50_000, 640, 64, 200
 QUADS = D // 4
-SCAN_ROWS = 256
-"""Queries of one selection: the largest power of two whose scores fit 64 MiB (scan.cpp)."""
+FIRST, BLOCK = 2048, 8192
+"""Points of the first block of a scan, and of the next ones (scan.cpp)."""
+RUNNING = 64
+"""Workgroups of score_tiled that the card runs at once: four of four waves on 16 pairs of units."""
 
 
 @dataclass(frozen=True)
@@ -38,36 +40,62 @@ class Kernel:
 
 
 def scoring(kernel: Kernel) -> Plan:
-    """score_tiled: each tile of queries reads all points; the queries stay in the caches.
+    """score_tiled, all blocks: neighbouring workgroups have all queries and the same points.
 
-    Without weights and bounds, whose loads are optional.
+    Without weights and bounds, whose loads are optional. All appending instructions count, whether
+    or not a score passes the bar; its atomic additions are on their way together. What is read
+    again is each tile of points by every tile of queries, and all queries by RUNNING workgroups.
     """
     rows, columns = (16 * results for results in kernel.constants)
-    depth = 4  # quads of a slice in shared memory
+    depth = 2  # quads of a slice in shared memory
     slices, tall, wide = QUADS / depth, math.ceil(ROWS / rows), math.ceil(POINTS / columns)
-    results = rows * columns / kernel.group
     return Plan(
         groups=tall * wide,
-        memory=tuple(slices * depth * side / kernel.group for side in (rows, columns)),
-        arithmetic=(QUADS,),
-        stores=results,
-        around=slices,
-        multiply_adds=results * D,
-        traffic=4.0 * POINTS * (tall * D + ROWS),
+        memory=(slices,),
+        multiply_adds=rows * columns / kernel.group * D,
+        traffic=4.0 * D * POINTS * tall + 8.0 * ROWS * (FIRST + sum(passing())),
+        kept=4.0 * D * (columns / tall + ROWS / RUNNING),
         skips=True,
     )
 
 
-def selection(kernel: Kernel) -> Plan:
-    """select_topk, one dispatch: four digits and one collection, each over all scores of a row.
+def passing() -> list[float]:
+    """Scores of a row in each later block that pass the bar, if points come in random order."""
+    return [K / begin * min(BLOCK, POINTS - begin) for begin in range(FIRST, POINTS, BLOCK)]
 
-    Rows have no ties that would need the second search. The walk of one invocation through the 256
-    bins, and the sorting of the 64 best, count as 4 passes of their loops.
+
+def first_selection(kernel: Kernel) -> Plan:
+    """select_topk after the first block: four digits and one collection, each over all its scores.
+
+    Rows have no ties that would need the second search. other: to find a digit, one invocation goes
+    through 16 parts of the digits and then through the 16 digits of a part, half of them on
+    average, for each of four digits. The other waves of a workgroup do nothing meanwhile.
     """
-    scan = math.ceil(POINTS / kernel.group)
+    scan, waves = math.ceil(FIRST / kernel.group), kernel.group / kernel.wave
     return Plan(
-        groups=SCAN_ROWS, memory=(4 * scan, 0, scan), stores=2, around=4, other=4, traffic=4.0 * SCAN_ROWS * POINTS * 5
+        groups=ROWS,
+        memory=(1, 4 * scan, 0, scan),
+        stores=3,
+        around=4,
+        other=4 * 8 / waves,
+        traffic=8.0 * ROWS * FIRST * 5,
+        kept=8.0 * FIRST,
     )
+
+
+def next_selection(kernel: Kernel) -> Plan:
+    """select_topk after a later block, where kept and new scores are few: they are sorted.
+
+    other: the stages of a sort. An invocation compares two scores in a stage, and waves without any
+    do nothing.
+    """
+    steps = []
+    for number in passing():
+        doublings = math.ceil(math.log2(K + number))
+        waves = max(2**doublings / 2 / kernel.wave, 1)
+        steps.append(doublings * (doublings + 1) / 2 * waves / (kernel.group / kernel.wave))
+    traffic = 8.0 * ROWS * (3 * K + sum(passing()) / len(steps))
+    return Plan(ROWS, (1, 0, 0, 0), stores=3, other=sum(steps) / len(steps), traffic=traffic)
 
 
 def streaming(kernel: Kernel) -> Plan:
@@ -113,11 +141,12 @@ class Work:
 
 
 SCORING = Part("score_tiled", "portable", "float32", (8, 8), scoring)
-SELECTION = Part("select_topk", "portable", "float32", (64,), selection, ROWS // SCAN_ROWS)
+FIRST_SELECTION = Part("select_topk", "portable", "float32", (512,), first_selection)
+NEXT_SELECTION = replace(FIRST_SELECTION, plan=next_selection, times=len(passing()))
 CHAIN_FLOPS = 4.0 * STEPS * ROWS * K * D
 WORKS = {
     "scoring": Work(2.0 * ROWS * POINTS * D, 4.0 * D * (POINTS + ROWS), (SCORING,)),
-    "topk": Work(2.0 * ROWS * POINTS * D, 4.0 * D * (POINTS + ROWS), (SCORING, SELECTION)),
+    "topk": Work(2.0 * ROWS * POINTS * D, 4.0 * D * (POINTS + ROWS), (SCORING, FIRST_SELECTION, NEXT_SELECTION)),
     "langevin_float32": Work(
         CHAIN_FLOPS, 4.0 * ROWS * K * D, (Part("gbaoab", "subgroup", "float32", None, streaming),)
     ),

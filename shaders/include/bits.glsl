@@ -8,4 +8,8 @@ const uint SIGN_BIT = 0x80000000u;
 
 bool is_nan(float x) { return (floatBitsToUint(x) & ~SIGN_BIT) > INFINITE_BITS; }
 
+// The bits of a float as an unsigned number with the same order, in which -0 is just below 0. NaN may
+// be anywhere: ordered.glsl has a place for it.
+uint sortable(uint bits) { return bits ^ (uint(int(bits) >> 31) | SIGN_BIT); }
+
 #endif

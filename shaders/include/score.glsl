@@ -3,6 +3,11 @@
 #ifndef EBMVK_SCORE_GLSL
 #define EBMVK_SCORE_GLSL
 
+float add_product(float sum, float a, float b) {
+    precise float s = fma(a, b, sum);
+    return s;
+}
+
 float add_products(float sum, vec4 a, vec4 b) {
     precise float s = fma(a.x, b.x, sum);
     s = fma(a.y, b.y, s);
@@ -11,10 +16,11 @@ float add_products(float sum, vec4 a, vec4 b) {
     return s;
 }
 
-float weighted(float sum, uint id) {
-    precise float value = sum;
-    if (scaled != 0u) value = fma(scale[id], sum, bias[id]);
+float weigh(float sum, float weight, float shift) {
+    precise float value = fma(weight, sum, shift);
     return value;
 }
+
+float weighted(float sum, uint id) { return scaled != 0u ? weigh(sum, scale[id], bias[id]) : sum; }
 
 #endif

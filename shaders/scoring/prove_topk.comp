@@ -19,7 +19,7 @@ void main() {
         if (is_nan(score)) lost = 1u;
         best[i] = uvec2(ordered(score), ids[row * kept + i]);
     }
-    sort_best();
+    sort_best(SORTED);
     for (uint i = gl_LocalInvocationIndex; i < k; i += GROUP) {
         best_scores[row * k + i] = unordered(best[i].x);
         best_ids[row * k + i] = best[i].y;

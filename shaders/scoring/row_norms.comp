@@ -1,5 +1,5 @@
 // At least the norm of each query, one row per workgroup; infinite if a sum might overflow, so that
-// nothing counts as proved (store_score.glsl). 1 % covers the roundings of the sum and of its root,
+// nothing counts as proved (append_scores.glsl). 1 % covers the roundings of the sum and of its root,
 // and the last term squares that are too small for a float.
 #version 450
 #include "interface.glsl"

@@ -3,15 +3,13 @@
 // whose workgroup memory isn't faster.
 #version 450
 #include "interface.glsl"
-#include "store_score.glsl"
+#include "append_scores.glsl"
 
 void main() {
-    uint row = gl_WorkGroupID.y * RESULTS_ROWS;
-    uint column = gl_WorkGroupID.x * (GROUP * RESULTS_COLUMNS) + gl_LocalInvocationIndex;
+    uint row = gl_WorkGroupID.x * RESULTS_ROWS;
+    uint column = gl_WorkGroupID.y * (GROUP * RESULTS_COLUMNS) + gl_LocalInvocationIndex;
     if (row >= params.rows || column >= params.columns) return;
-    float sums[RESULTS_ROWS][RESULTS_COLUMNS];
-    for (uint i = 0u; i < RESULTS_ROWS; ++i)
-        for (uint j = 0u; j < RESULTS_COLUMNS; ++j) sums[i][j] = 0.0;
+    clear_sums();
 
     uint query_at[RESULTS_ROWS];
     uint point_at[RESULTS_COLUMNS];
@@ -28,6 +26,5 @@ void main() {
             for (uint j = 0u; j < RESULTS_COLUMNS; ++j) sums[i][j] = add_products(sums[i][j], query, point[j]);
         }
     }
-    for (uint i = 0u; i < RESULTS_ROWS; ++i)
-        for (uint j = 0u; j < RESULTS_COLUMNS; ++j) store_score(row + i, column + j * GROUP, sums[i][j]);
+    append_scores(row, 1u, column, GROUP);
 }

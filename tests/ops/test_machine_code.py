@@ -74,8 +74,8 @@ CEILINGS: dict[str | tuple[str, str], Ceiling] = {
     "candidate_law": Ceiling(32, 16, 48, 9216),
     "draw_token": Ceiling(32, 20, 48, 10752),
     "level_law": Ceiling(16, 8, 24, 0),
-    "score_tiled": Ceiling(112, 128, 108, 16896),
-    "select_topk": Ceiling(24, 20, 36, 2560),
+    "score_tiled": Ceiling(128, 128, 128, 16896),
+    "select_topk": Ceiling(24, 20, 36, 5632),
     "rescore": Ceiling(24, 20, 36, 9728),
     "prove_topk": Ceiling(24, 20, 36, 1536),
     "row_norms": Ceiling(32, 12, 48, 6144),
@@ -143,10 +143,12 @@ def test_registers_and_shared_memory_stay_below_their_ceilings(report: dict[str,
 
 
 def test_the_hot_loop_of_the_tiled_scores_multiplies(report: dict[str, Any]) -> None:
+    """A flat tile has fewer products for what it reads."""
     tiled = [kernel for kernel in report["kernels"] if kernel["name"] == "score_tiled"]
-    assert tiled
+    assert {tuple(kernel["constants"]) for kernel in tiled} == {(8, 8), (2, 8)}
     for kernel in tiled:
-        assert kernel["fma_share"] > 0.75, shown(kernel)
+        least = 0.85 if kernel["constants"] == [8, 8] else 0.7
+        assert kernel["fma_share"] > least, shown(kernel)
 
 
 def test_the_hot_loops_of_large_products_multiply(report: dict[str, Any]) -> None:
@@ -171,6 +173,8 @@ def test_times_are_estimated_for_one_family(report: dict[str, Any]) -> None:
         assert share is not None, report["estimate_details"][name]["missing"]
         assert 0 < share < 1, name
     assert report["estimates"]["topk"] < report["estimates"]["scoring"]
+    assert report["estimates"]["scoring"] > 0.7
+    assert report["estimates"]["topk"] > 0.65
 
 
 D, K, N = 640, 64, 200  # N: enough for the scan in float16, and for two shards of each storage

@@ -85,16 +85,17 @@ std::vector<double> Engine::time_product(std::uint32_t rows, std::uint32_t colum
   const Buffer params(device_, Buffer::Kind::upload, 32);
   const Buffer queries(device_, Buffer::Kind::device, checked_product(std::uint64_t{16} * quads, rows));
   const Buffer points(device_, Buffer::Kind::device, checked_product(std::uint64_t{16} * quads, columns));
-  const Buffer scores(device_, Buffer::Kind::device, checked_product(std::uint64_t{4} * rows, columns));
+  const Buffer bars(device_, Buffer::Kind::device, std::uint64_t{4} * rows);
   const Buffer unused(device_, Buffer::Kind::device, 16);
   fill(device_, {&queries, &points});
-  *params.as<kernels::ScoreTiled::Params>() = {rows, columns, 0, 0, 0, 0};
+  *params.as<kernels::ScoreTiled::Params>() = {rows, columns, 0, 0, 0};
   const auto tiling = choose_tiling(device_.capabilities(), scoring(), rows);
   Program program(device_);
+  program.fill(bars, 0xffffffffu);  // higher than every score, so that none is kept
   program.kernel(kernels_.get(tiling.kernel, tiling.group, tiling.constants(), Storage::float32),
-                 {params, queries, points, unused, unused, unused, unused, scores},
-                 kernels::ScoreTiled{quads, columns, 0, 0}, (columns + tiling.columns - 1) / tiling.columns,
-                 (rows + tiling.rows - 1) / tiling.rows);
+                 {params, queries, points, unused, unused, unused, unused, bars, unused, unused},
+                 kernels::ScoreTiled{quads, columns, 0, 0}, (rows + tiling.rows - 1) / tiling.rows,
+                 (columns + tiling.columns - 1) / tiling.columns);
   program.finish();
   auto seconds = repeated(program, repeats);
   call.count();

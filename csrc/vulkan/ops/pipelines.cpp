@@ -89,7 +89,7 @@ void add_topk(List& list, Engine& engine, std::uint32_t queries, std::uint32_t q
   const auto tiling = choose_tiling(device, engine.scoring(), queries);
   for (const auto storage : kStorages) list.add(tiling.kernel, tiling.group, tiling.constants(), storage);
   for (const auto kept : {k, rescored(k)})  // and that of the scan in float16
-    list.add(kernels::SelectTopk::name, select_group(device), {power_of_two(kept)});
+    list.add(kernels::SelectTopk::name, select_group(device), select_constants(device, kept));
   list.add<kernels::Rescore>();
   list.add(kernels::ProveTopk::name, select_group(device), {power_of_two(rescored(k))});
   list.add_rows(kernels::RowNorms::name, quads);

@@ -1,4 +1,5 @@
-// Scores queries with all points, block by block, and merges each block into the best so far.
+// Scores queries with all points, block by block, and merges each block into the best so far. The
+// k-th best so far is the bar that a score of the next block must pass, so that few are kept.
 #pragma once
 
 #include "vulkan/ops/engine.h"
@@ -6,9 +7,9 @@
 namespace ebmvk {
 
 // capacity: number of queries; a block has the scores of some of them, `rows`, and of `columns`
-// points. k: number of points to keep.
+// points; the first block of `first` points. k: number of points to keep.
 struct ScanShape {
-  std::uint32_t capacity, rows, columns, k;
+  std::uint32_t capacity, rows, columns, first, k;
   bool scaled;
   std::string speed;  // its name for Engine::units_per_slice()
 };
@@ -18,6 +19,8 @@ struct ScanShape {
 ScanShape scan_shape(Engine& engine, const Rows& points, std::uint64_t rows, std::uint32_t k, bool scaled);
 // True if the device has room to select k points.
 bool selectable(const Device& device, std::uint32_t k);
+// select_topk.comp's specialisation constants.
+std::vector<std::uint32_t> select_constants(const Capabilities& device, std::uint32_t k);
 // The number of points, of n, that a scan in float16 keeps to rescore them in float32. At d = 640, the
 // 80th best of 50,000 uniform points is ten bounds below the 64th.
 std::uint32_t rescored(std::uint32_t k, std::uint32_t n = ~0u);
@@ -53,8 +56,9 @@ class Scan {
   View slot(std::size_t number) const;
 
   const Rows& points_;
-  Buffer norms_;  // bounds of the queries' norms, if scores are bounds
-  Buffer scores_;
+  Buffer norms_;          // bounds of the queries' norms, if scores are bounds
+  Buffer bars_, counts_;  // of each query, for its list
+  Buffer lists_;          // room for all scores of a block: bits and id
   std::vector<Block> blocks_;
   Buffer params_;  // a slot for each block, and one for all rows
 };

@@ -10,7 +10,7 @@ namespace {
 
 // From many queries to few. A point that is read serves all queries of its tile.
 // square  Each invocation has 64 sums, and 16 loads of 16 bytes from shared memory for 256
-//         multiply-adds. It takes about 110 registers, so that two workgroups of 256 fit the 64K
+//         multiply-adds. It takes about 128 registers, so that two workgroups of 256 fit the 64K
 //         registers of a multiprocessor, and four the 128 KiB of an RDNA one. Where an invocation
 //         has fewer registers, it would spill.
 // slim    A quarter of the rows: below about 64 queries reading the points is the limit, not
@@ -20,7 +20,7 @@ namespace {
 //         barriers, and for devices that are too small for the others: some have no more than the
 //         required 16 KiB and 128 invocations.
 constexpr Tiling kTilings[] = {
-    {Scoring::square, "square", kernels::ScoreTiled::name, 256, 8, 8, 128, 128, 4 * (130 + 130) * 16, 110, 64},
+    {Scoring::square, "square", kernels::ScoreTiled::name, 256, 8, 8, 128, 128, 4 * (132 + 132) * 16, 128, 64},
     {Scoring::slim, "slim", kernels::ScoreTiled::name, 256, 2, 8, 32, 128, 4 * (34 + 130) * 16, 64, 8},
     {Scoring::matvec, "matvec", kernels::ScoreMatvec::name, 64, 8, 1, 8, 64, 64 * 9 * 16 + 64 * 4, 48, 1},
     {Scoring::direct, "direct", kernels::ScoreDirect::name, 0, 4, 4, 4, 0, 0, 64, 1},
