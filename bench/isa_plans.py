@@ -1,4 +1,4 @@
-"""Estimates the times of four workloads on a card, from the machine code of their kernels.
+"""Estimates the times of five workloads on a card, from the machine code of their kernels.
 
 Sizes are those of the physical limits: 1,024 queries or chains, 50,000 points, d = 640, 64
 neighbours or candidates, 200 steps. A plan belongs to the code of a kernel: whoever changes the
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from bench.isa_estimate import RX_6650_XT, Estimate, Plan, estimate
@@ -104,7 +105,7 @@ def streaming(kernel: Kernel) -> Plan:
     return Plan(
         groups=ROWS,
         memory=(1, STEPS * K * QUADS / kernel.group, STEPS * K * QUADS / kernel.group),
-        arithmetic=(STEPS,),
+        arithmetic=(STEPS, STEPS),  # a step, and the weights of its candidates
         around=STEPS * K / waves,
         other=STEPS * waves,  # sums over the waves of a workgroup
         traffic=2.0 * 4 * STEPS * ROWS * K * D,
@@ -112,11 +113,27 @@ def streaming(kernel: Kernel) -> Plan:
     )
 
 
-def resident(kernel: Kernel) -> Plan:
-    """langevin with candidates in registers, float16: they are read once."""
-    waves = kernel.group / kernel.wave
-    traffic = 2.0 * ROWS * K * D
-    return Plan(groups=ROWS, memory=(1,), arithmetic=(STEPS,), other=STEPS * waves, traffic=traffic)
+def resident(kernel: Kernel, word: int) -> Plan:
+    """langevin with candidates of `word` bytes in registers: they are read once.
+
+    One wave of a workgroup moves the chain, in loops over the quads of a lane, and as many waves as
+    hold a row, one quad in a lane, draw the noise: STEPS / waves and STEPS `drawing` are means.
+    """
+    waves, lane_quads = kernel.group / kernel.wave, kernel.constants[4]
+    moves, drawing = STEPS / waves, QUADS / kernel.group
+    quads = moves * lane_quads
+    return Plan(
+        groups=ROWS,
+        # the chain before its first step, and its record
+        memory=(lane_quads / waves, 1 / waves),
+        # a step; the moves before an evaluation, with the products and the result; noise; the end
+        # of an evaluation; the moves after it
+        arithmetic=(STEPS, moves, quads, quads, STEPS * drawing, moves, moves, quads, quads),
+        stores=2 * lane_quads / waves,
+        around=1,
+        other=STEPS * drawing,  # storing the noise, and the sum of the parts, which takes as long
+        traffic=float(word * ROWS * K * D),
+    )
 
 
 @dataclass(frozen=True)
@@ -143,14 +160,23 @@ class Work:
 SCORING = Part("score_tiled", "portable", "float32", (8, 8), scoring)
 FIRST_SELECTION = Part("select_topk", "portable", "float32", (512,), first_selection)
 NEXT_SELECTION = replace(FIRST_SELECTION, plan=next_selection, times=len(passing()))
+
+
+def _chain(variant: str, storage: str, plan: Callable[[Kernel], Plan]) -> Part:
+    return Part("gbaoab", variant, storage, None, plan)
+
+
 CHAIN_FLOPS = 4.0 * STEPS * ROWS * K * D
 WORKS = {
     "scoring": Work(2.0 * ROWS * POINTS * D, 4.0 * D * (POINTS + ROWS), (SCORING,)),
     "topk": Work(2.0 * ROWS * POINTS * D, 4.0 * D * (POINTS + ROWS), (SCORING, FIRST_SELECTION, NEXT_SELECTION)),
     "langevin_float32": Work(
-        CHAIN_FLOPS, 4.0 * ROWS * K * D, (Part("gbaoab", "subgroup", "float32", None, streaming),)
+        CHAIN_FLOPS, 4.0 * ROWS * K * D, (_chain("resident", "float32", partial(resident, word=4)),)
     ),
-    "langevin_float16": Work(CHAIN_FLOPS, 2.0 * ROWS * K * D, (Part("gbaoab", "resident", "float16", None, resident),)),
+    "langevin_float16": Work(
+        CHAIN_FLOPS, 2.0 * ROWS * K * D, (_chain("resident", "float16", partial(resident, word=2)),)
+    ),
+    "langevin_streaming": Work(CHAIN_FLOPS, 4.0 * ROWS * K * D, (_chain("subgroup", "float32", streaming),)),
 }
 
 

@@ -64,27 +64,60 @@ def glsl(row: Any) -> str:
             stages.append([])
     *stages, rest = stages
     landings = [stage.pop() for stage in stages]
+    # What is measured after the last landing serves the moves that follow it, too.
+    after: list[list[Any]] = [[] for _ in stages[1:]] + [rest]
     out = [
         f"// Made from integrators.toml: {row.name}, {row.source}.",
         f"const uint STAGES = {len(landings)}u;  // evaluations of the energy",
+        f"const uint NOISES = {row.noises}u;",
+        '#include "chain.glsl"',
         "",
         "// Shares of the step size h.",
         by_stage("float landing_time", [repr(part.share) for part in landings]),
         by_stage("float landing_kick", [repr(part.kick) for part in landings]),
         "",
-        "void move_before_landing(uint stage, float h, Bath bath) {",
+        *function("measure_before(uint stage, Bath bath)", [measured(stage) for stage in stages]),
+        "",
+        *function("measure_after(uint stage, Bath bath)", [measured(stage) for stage in after]),
+        "",
     ]
+    moves = []
     for number, stage in enumerate(stages):
         # The speed is known after a kick, and where a step of an unadjusted integrator begins.
         known = (stage and stage[0].kind == "kick") or (number == 0 and not row.metropolis)
-        lines = [] if known else ["measure_speed();"]
-        lines += [call(part) for part in stage]
-        if len(stages) == 1:
-            out += [f"    {line}" for line in lines]
-        elif lines:
-            out += [f"    if (stage == {number}u) {{", *(f"        {line}" for line in lines), "    }"]
-    out += ["}", "", "void move_after_landing(float h, Bath bath) {", *(f"    {call(part)}" for part in rest), "}"]
-    return "\n".join([*out, ""])
+        moves.append([*([] if known else ["measure_speed();"]), *calls(stage)])
+    out += function("move_before_landing(uint stage, float h, Bath bath)", moves)
+    return "\n".join([*out, "", *function("move_after_landing(float h, Bath bath)", [calls(rest)]), ""])
+
+
+def function(head: str, bodies: list[list[str]]) -> list[str]:
+    """A function without a result: one body, or one for each stage."""
+    out = [f"void {head} {{"]
+    for number, body in enumerate(bodies):
+        if len(bodies) == 1:
+            out += [f"    {line}" for line in body]
+        elif body:
+            out += [f"    if (stage == {number}u) {{", *(f"        {line}" for line in body), "    }"]
+    return [*out, "}"]
+
+
+def measured(parts: list[Any]) -> list[str]:
+    """Measures what the parts need: with the first noise among them, if there is one."""
+    noises = [f"{part.number}u" for part in parts if part.kind == "noise"]
+    return [f"measure(bath, {(noises or ['NO_NOISE'])[0]});"]
+
+
+def calls(parts: list[Any]) -> list[str]:
+    """The moves between two evaluations. A second noise needs new inner products."""
+    out: list[str] = []
+    noises = 0
+    for part in parts:
+        if part.kind == "noise":
+            noises += 1
+            if noises > 1:
+                out += ["settle();", f"measure(bath, {part.number}u);"]
+        out.append(call(part))
+    return out
 
 
 def by_stage(name: str, values: list[str]) -> str:

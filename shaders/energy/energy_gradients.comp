@@ -18,7 +18,7 @@ void main() {
     uint chain = params.first_row + gl_WorkGroupID.x;
     load_candidates(chain);
     FOR_OWN(i, q) state[i] = x[chain * quads + q];
-    Mixture mixture = energy_and_score(chain, 1.0, 0.0);
+    energy_and_score(chain, 1.0, 0.0);
 
     vec2 sums = vec2(0.0);  // x.g, sum_j rho_j a_j
     for (uint j = gl_LocalInvocationIndex; j < k; j += GROUP) {

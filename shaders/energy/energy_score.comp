@@ -9,7 +9,7 @@ void main() {
     load_candidates(chain);
     FOR_OWN(i, q) state[i] = x[chain * quads + q];
 
-    Mixture mixture = energy_and_score(chain, 1.0, 0.0);
+    energy_and_score(chain, 1.0, 0.0);
     FOR_OWN(i, q) score[chain * quads + q] = force[i];
     for (uint j = gl_LocalInvocationIndex; j < k; j += GROUP) {
         vec2 law = candidate_law[j];

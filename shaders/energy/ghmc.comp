@@ -8,12 +8,22 @@
 #version 450
 #include "interface.glsl"
 #include "bits.glsl"
-#include "chain.glsl"
 #include "integrator.glsl"
 
+// The chain where its trajectory began, after the first O.
+#ifdef RESIDENT  // x and v are those of the last step until the next is stored
+shared vec4 old_force[ROW];
+#define OLD_STATE(i, q) x[chain * quads + q]
+#define OLD_VELOCITY(i, q) v[chain * quads + q]
+#define OLD_FORCE(i, q) old_force[q]
+#else
 vec4 old_state[QUADS_PER];
 vec4 old_velocity[QUADS_PER];
 vec4 old_force[QUADS_PER];
+#define OLD_STATE(i, q) old_state[i]
+#define OLD_VELOCITY(i, q) old_velocity[i]
+#define OLD_FORCE(i, q) old_force[i]
+#endif
 
 bool accepted(uint step_number, uint chain, float change) {
     uvec4 counter = uvec4(step_number, params.first_chain + chain, 0u, STREAM_METROPOLIS);
@@ -27,18 +37,16 @@ void main() {
     if (chain >= params.rows) return;
     load_candidates(chain);
     load_chain(chain);
-    // energy, sums of |v|^2/(d-1) and of |change of H|, largest defect of x and v before projection
-    vec4 record = diagnostics[2u * chain];
-    float accepts = diagnostics[2u * chain + 1u].x;
+    OWNERS {
+        KEPT.record = diagnostics[2u * chain];
+        KEPT.accepts = diagnostics[2u * chain + 1u].x;
+    }
     uint step = params.done;
     uint end = step + params.steps;
     uint level = 0u;
     uint leap = 0u;        // leapfrogs of the current trajectory
     uint stage = 0u;       // evaluations of the energy in this leapfrog
-    bool entered = false;  // true if `force` and `mixture` belong to this state and level
-    Mixture mixture = Mixture(0.0, 0.0, 0.0);
-    float old_energy = 0.0;
-    float before = 0.0;
+    bool entered = false;  // true if the force and `mixture` belong to this state and level
 
     // As in langevin.comp, each pass evaluates the energy once: on entering a level, or in a stage
     // of a leapfrog.
@@ -54,27 +62,37 @@ void main() {
         vec4 law = level_table[table];  // kappa_scale, logw_shift, step size, decay of v in an O
         float h = law.z;
         Bath bath = Bath(params.first_step + step, chain, law.w, level_table[table + 1u].x);
-        if (entered) {
+        if (entered) OWNERS {
             if (first) {
-                ornstein_uhlenbeck(bath, STREAM_NOISE);
-                FOR_OWN(i, q) {
-                    old_state[i] = state[i];
-                    old_velocity[i] = velocity[i];
-                    old_force[i] = force[i];
-                }
+                measure(bath, 0u);
+                ornstein_uhlenbeck(bath);
                 measure_speed();
-                record.y += squared_speed / float(d - 1u);
-                old_energy = mixture.energy;
-                before = old_energy + 0.5 * squared_speed;
+                FOR_OWN(i, q) if (q < quads) {
+                    OLD_STATE(i, q) = STATE(i, q);
+                    OLD_VELOCITY(i, q) = moved_velocity(i, q);
+                    OLD_FORCE(i, q) = FORCE(i, q);
+                }
+                KEPT.record.y += squared_speed / float(d - 1u);
+                KEPT.old_energy = mixture.energy;
+                KEPT.before = mixture.energy + 0.5 * squared_speed;
+            } else {
+                measure(bath, NO_NOISE);
             }
             move_before_landing(stage, h, bath);
             geodesic(landing_time(stage) * h, squared_speed);
-            record.w = max(record.w, project_state());
+            KEPT.record.w = max(KEPT.record.w, project_state());
+            settle();
         }
-        mixture = energy_and_score(chain, law.x, law.y);
+        if (first) draw_ahead(bath.step_number + uint(entered), bath.step_number, chain);
+        share_state(first);
+        energy_and_score(chain, law.x, law.y);
         if (entered) {
-            kick(landing_kick(stage), h);
-            record.w = max(record.w, project_velocity());
+            OWNERS {
+                measure(bath, NO_NOISE);
+                kick(landing_kick(stage), h);
+                KEPT.record.w = max(KEPT.record.w, project_velocity());
+                settle_velocity();
+            }
             ++stage;
             if (stage == STAGES) {
                 stage = 0u;
@@ -82,29 +100,32 @@ void main() {
             }
         }
         if (leap == leapfrogs) {
-            float change = mixture.energy + 0.5 * group_sum(own_dot(velocity, velocity)) - before;
-            record.z += abs(change);
-            if (accepted(params.first_step + step, chain, change)) {
-                accepts += 1.0;
-            } else {
-                FOR_OWN(i, q) {
-                    state[i] = old_state[i];
-                    velocity[i] = -old_velocity[i];
-                    force[i] = old_force[i];
+            OWNERS {
+                float change = mixture.energy + 0.5 * squared_speed - KEPT.before;
+                KEPT.record.z += abs(change);
+                if (accepted(params.first_step + step, chain, change)) {
+                    KEPT.accepts += 1.0;
+                } else {
+                    FOR_OWN(i, q) if (q < quads) {
+                        STATE(i, q) = OLD_STATE(i, q);
+                        VELOCITY(i, q) = -OLD_VELOCITY(i, q);
+                        SET_FORCE(i, q, OLD_FORCE(i, q));
+                    }
+                    mixture.energy = KEPT.old_energy;
                 }
-                mixture.energy = old_energy;
+                measure(bath, 1u);
+                ornstein_uhlenbeck(bath);
+                settle_velocity();
             }
-            ornstein_uhlenbeck(bath, STREAM_NOISE_2);
             leap = 0u;
             ++step;
         }
         entered = true;
     }
-    record.x = mixture.energy;
 
     store_chain(chain);
     if (gl_LocalInvocationIndex == 0u) {
-        diagnostics[2u * chain] = record;
-        diagnostics[2u * chain + 1u] = vec4(accepts, 0.0, 0.0, 0.0);
+        diagnostics[2u * chain] = vec4(mixture.energy, KEPT.record.yzw);
+        diagnostics[2u * chain + 1u] = vec4(KEPT.accepts, 0.0, 0.0, 0.0);
     }
 }

@@ -1,6 +1,14 @@
 // Shared by the integrators: a chain's state and velocity, the moves of a step, the level of a
-// step. interface.glsl must define what energy.glsl needs, and d, levels, level_end, x,
-// v.
+// step. interface.glsl must define what energy.glsl needs, SUBGROUPS, and d, levels, level_end, x, v;
+// NOISES is how often a step draws noise.
+//
+// Between two evaluations of the energy every move stays in the space that x, v, the force and one
+// noise vector span: kicks, drifts along geodesics, friction, and both projections. So the moves
+// change only the coefficients of x and v, from the ten inner products of the four vectors, which
+// one reduction finds; then x and v are written once. In float32 this rounds like the moves
+// themselves: an inner product of two vectors is off by a few units of the product of their lengths,
+// in either order, and x is normalised and v projected with products that were summed from the
+// vectors as they are stored, so that errors don't add up from step to step.
 #ifndef EBMVK_CHAIN_GLSL
 #define EBMVK_CHAIN_GLSL
 #include "energy.glsl"
@@ -9,11 +17,30 @@
 const uint STREAM_NOISE = 0u;
 const uint STREAM_METROPOLIS = 2u;
 const uint STREAM_NOISE_2 = 3u;
+const uint NO_NOISE = 2u;  // in place of a number of noise within a step, 0 or 1
 
-vec4 velocity[QUADS_PER];
+mat4 products;        // of x, v, the force and the noise, in this order
+vec4 position;        // coefficients of x
+vec4 motion;          // and of v
+uint measured_noise;  // the number of the noise, or NO_NOISE
 float squared_speed;  // |v|^2
-float thermal;        // |v|^2 right after the first O of a step
-float heat;           // what the O of a step have added to |v|^2
+
+// What a chain keeps while energies are evaluated.
+struct Kept {
+    vec4 record;    // energy, sums of |v|^2/(d-1) and of |change of H|, largest defect of x and v before projection
+    float before;   // the energy H where a step or trajectory began
+    float thermal;  // |v|^2 right after the first O of a step
+    float heat;     // what the O of a step have added to |v|^2
+    float accepts;
+    float old_energy;
+};
+#ifdef RESIDENT  // candidates need the registers
+shared Kept kept[LANES];
+#define KEPT kept[gl_SubgroupInvocationID]
+#else
+Kept kept;
+#define KEPT kept
+#endif
 
 // Where the noise of a step comes from, and how strong friction and noise are.
 struct Bath {
@@ -23,86 +50,267 @@ struct Bath {
     float spread;
 };
 
-// Moves position and velocity along the geodesic, for a time t at speed w = |v|.
-void geodesic(float t, float squared_speed) {
-    float w = sqrt(squared_speed);
-    float angle = w * t;
-    vec2 cs = cos_sin(angle);
-    float lever = t * sinc(angle);  // sin(wt)/w
-    FOR_OWN(i, q) {
-        vec4 position = state[i];
-        state[i] = cs.x * position + lever * velocity[i];
-        velocity[i] = cs.x * velocity[i] - (w * cs.y) * position;
-    }
-}
-
 // Standard normals of one step, zero beyond coordinate d.
-vec4 noise(uint step_number, uint chain, uint q, uint stream) {
+vec4 noise(uint step_number, uint chain, uint q, uint number) {
+    uint stream = number == 0u ? STREAM_NOISE : STREAM_NOISE_2;
     uvec4 counter = uvec4(step_number, params.first_chain + chain, q, stream);
     vec4 xi = normals(counter, uvec2(params.seed_low, params.seed_high));
     uvec4 coordinate = 4u * q + uvec4(0u, 1u, 2u, 3u);
     return mix(vec4(0.0), xi, lessThan(coordinate, uvec4(d)));
 }
 
-// O: friction and noise.
-void ornstein_uhlenbeck(Bath bath, uint stream) {
-    vec4 xi[QUADS_PER];
-    FOR_OWN(i, q) xi[i] = noise(bath.step_number, bath.chain, q, stream);
-    float along = group_sum(own_dot(state, xi));
-    FOR_OWN(i, q) velocity[i] = bath.keep * velocity[i] + bath.spread * (xi[i] - along * state[i]);
+#ifdef RESIDENT  // noise comes from the subgroups that wait while subgroup 0 moves the chain
+
+shared vec4 whole_noise[NOISES * ROW];
+vec4 drawn[NOISES];
+
+#define NOISE(i, q) whole_noise[measured_noise * ROW + q]
+#define FOR_DRAWN(q) for (uint q = GROUP - 1u - gl_LocalInvocationIndex; q < quads; q += GROUP)
+
+// Draws the first noise of step `next`, and the second of `step_number`.
+void draw_ahead(uint next, uint step_number, uint chain) {
+    FOR_DRAWN(q) {
+        drawn[0] = noise(next, chain, q, 0u);
+        if (NOISES > 1u) drawn[NOISES - 1u] = noise(step_number, chain, q, 1u);
+    }
 }
 
-// The force acts for the time share h. (The product stands inside the loop, because a compiler keeps
-// one from before it in a register until the next kick.)
-void kick(float share, float h) {
-    FOR_OWN(i, q) velocity[i] += (share * h) * force[i];
+// Makes the state known to all, and the noise to subgroup 0, which has used that of before.
+void share_state(bool drew) {
+    barrier();
+    if (drew)
+        FOR_DRAWN(q) [[unroll]] for (uint n = 0u; n < NOISES; ++n) whole_noise[n * ROW + q] = drawn[n];
 }
 
-void measure_speed() { squared_speed = group_sum(own_dot(velocity, velocity)); }
+void prepare_noise(Bath bath, uint number) {}
+
+#else
+
+vec4 velocity[QUADS_PER];
+vec4 drawn[QUADS_PER];
+
+#define NOISE(i, q) drawn[i]
+
+void draw_ahead(uint next, uint step_number, uint chain) {}
+void share_state(bool drew) {}
+
+void prepare_noise(Bath bath, uint number) {
+    FOR_OWN(i, q) drawn[i] = noise(bath.step_number, bath.chain, q, number);
+}
+
+#endif
+
+#if defined(RESIDENT)
+void sum_products(inout vec4 a, inout vec2 b) {
+    a = subgroupAdd(a);
+    b = subgroupAdd(b);
+}
+void sum_products(inout vec4 a, inout vec4 b, inout vec2 c) {
+    a = subgroupAdd(a);
+    b = subgroupAdd(b);
+    c = subgroupAdd(c);
+}
+#elif defined(USE_SUBGROUP)
+shared vec4 product_slot[2][3u * SUBGROUPS];  // as reduce_slot
+
+void sum_products(inout vec4 a, inout vec4 b, inout vec2 c) {
+    a = subgroupAdd(a);
+    b = subgroupAdd(b);
+    c = subgroupAdd(c);
+    if (SUBGROUPS == 1u) return;
+    uint turn = reduce_turn;
+    reduce_turn ^= 1u;
+    if (subgroupElect()) {
+        product_slot[turn][3u * gl_SubgroupID] = a;
+        product_slot[turn][3u * gl_SubgroupID + 1u] = b;
+        product_slot[turn][3u * gl_SubgroupID + 2u].xy = c;
+    }
+    barrier();
+    a = product_slot[turn][0];
+    b = product_slot[turn][1];
+    c = product_slot[turn][2].xy;
+    for (uint i = 1u; i < SUBGROUPS; ++i) {
+        a += product_slot[turn][3u * i];
+        b += product_slot[turn][3u * i + 1u];
+        c += product_slot[turn][3u * i + 2u].xy;
+    }
+}
+
+void sum_products(inout vec4 a, inout vec2 b) {
+    a = subgroupAdd(a);
+    b = subgroupAdd(b);
+    if (SUBGROUPS == 1u) return;
+    uint turn = reduce_turn;
+    reduce_turn ^= 1u;
+    if (subgroupElect()) {
+        product_slot[turn][3u * gl_SubgroupID] = a;
+        product_slot[turn][3u * gl_SubgroupID + 1u].xy = b;
+    }
+    barrier();
+    a = product_slot[turn][0];
+    b = product_slot[turn][1].xy;
+    for (uint i = 1u; i < SUBGROUPS; ++i) {
+        a += product_slot[turn][3u * i];
+        b += product_slot[turn][3u * i + 1u].xy;
+    }
+}
+#else
+void sum_products(inout vec4 a, inout vec2 b) {
+    a = group_sum(a);
+    b = group_sum(b);
+}
+void sum_products(inout vec4 a, inout vec4 b, inout vec2 c) {
+    a = group_sum(a);
+    b = group_sum(b);
+    c = group_sum(c);
+}
+#endif
+
+// Finds the inner products of what is stored, with that noise of the step or with none. The moves
+// begin here.
+void measure(Bath bath, uint number) {
+    measured_noise = number;
+    position = vec4(1.0, 0.0, 0.0, 0.0);
+    motion = vec4(0.0, 1.0, 0.0, 0.0);
+    vec4 a = vec4(0.0);
+    if (number == NO_NOISE) {
+        vec2 b = vec2(0.0);
+        FOR_OWN(i, q) {
+            vec4 here = STATE(i, q), along = VELOCITY(i, q), pull = FORCE(i, q);
+            a = vec4(add_dot(a.x, here, here), add_dot(a.y, here, along), add_dot(a.z, here, pull),
+                     add_dot(a.w, along, along));
+            b = vec2(add_dot(b.x, along, pull), add_dot(b.y, pull, pull));
+        }
+        sum_products(a, b);
+        products = mat4(a.xyz, 0.0, a.yw, b.x, 0.0, a.z, b.xy, 0.0, vec4(0.0));
+    } else {
+        prepare_noise(bath, number);
+        vec4 b = vec4(0.0);
+        vec2 c = vec2(0.0);
+        FOR_OWN(i, q) {
+            vec4 here = STATE(i, q), along = VELOCITY(i, q), pull = FORCE(i, q), xi = NOISE(i, q);
+            a = vec4(add_dot(a.x, here, here), add_dot(a.y, here, along), add_dot(a.z, here, pull),
+                     add_dot(a.w, here, xi));
+            b = vec4(add_dot(b.x, along, along), add_dot(b.y, along, pull), add_dot(b.z, along, xi),
+                     add_dot(b.w, pull, pull));
+            c = vec2(add_dot(c.x, pull, xi), add_dot(c.y, xi, xi));
+        }
+        sum_products(a, b, c);
+        products = mat4(a, a.y, b.xyz, a.z, b.yw, c.x, a.w, b.z, c);
+    }
+    squared_speed = products[1].y;
+}
+
+// Of vectors that are given by their coefficients.
+float inner(vec4 a, vec4 b) { return dot(a, products * b); }
+
+// Not negative: a velocity that only roundings are left of has a square of either sign.
+void measure_speed() { squared_speed = max(inner(motion, motion), 0.0); }
+
+#define COMBINED(c, here, along, pull) ((c).x * (here) + (c).y * (along) + (c).z * (pull))
+
+// Stores x and v.
+void settle() {
+    FOR_OWN(i, q) {
+        vec4 here = STATE(i, q), along = VELOCITY(i, q), pull = FORCE(i, q);
+        vec4 to = COMBINED(position, here, along, pull);
+        vec4 turned = COMBINED(motion, here, along, pull);
+        if (measured_noise != NO_NOISE) {
+            vec4 xi = NOISE(i, q);
+            to += position.w * xi;
+            turned += motion.w * xi;
+        }
+        STATE(i, q) = to;
+        VELOCITY(i, q) = turned;
+    }
+}
+
+// Quad q of v.
+vec4 moved_velocity(uint i, uint q) {
+    vec4 turned = COMBINED(motion, STATE(i, q), VELOCITY(i, q), FORCE(i, q));
+    return measured_noise == NO_NOISE ? turned : turned + motion.w * NOISE(i, q);
+}
+
+// Stores v, where x didn't move.
+void settle_velocity() {
+    FOR_OWN(i, q) VELOCITY(i, q) = moved_velocity(i, q);
+}
+
+// Moves position and velocity along the geodesic, for a time t at speed w = |v|.
+void geodesic(float t, float squared_speed) {
+    float w = sqrt(squared_speed);
+    float angle = w * t;
+    vec2 cs = cos_sin(angle);
+    float lever = t * sinc(angle);  // sin(wt)/w
+    vec4 from = position;
+    position = cs.x * from + lever * motion;
+    motion = cs.x * motion - (w * cs.y) * from;
+}
+
+// O: friction, and the noise that was measured.
+void ornstein_uhlenbeck(Bath bath) {
+    const vec4 xi = vec4(0.0, 0.0, 0.0, 1.0);
+    float along = dot(products[3], position);
+    motion = bath.keep * motion + bath.spread * (xi - along * position);
+}
+
+// The force acts for the time share h.
+void kick(float share, float h) { motion.z += share * h; }
 
 // The first O of a step.
 void heat_1(Bath bath) {
     float cold = squared_speed;
-    ornstein_uhlenbeck(bath, STREAM_NOISE);
+    ornstein_uhlenbeck(bath);
     measure_speed();
-    thermal = squared_speed;
-    heat = thermal - cold;
+    KEPT.thermal = squared_speed;
+    KEPT.heat = squared_speed - cold;
 }
 
 // The second O of a step.
 void heat_2(Bath bath) {
     float cold = squared_speed;
-    ornstein_uhlenbeck(bath, STREAM_NOISE_2);
+    ornstein_uhlenbeck(bath);
     measure_speed();
-    heat += squared_speed - cold;
+    KEPT.heat += squared_speed - cold;
 }
 
 // Back onto the sphere. Returns the distance from it.
 float project_state() {
-    float squared_length = group_sum(own_dot(state, state));
-    float shrink = inverse_sqrt(squared_length);
-    FOR_OWN(i, q) state[i] *= shrink;
+    float squared_length = inner(position, position);
+    position *= inverse_sqrt(squared_length);
     return abs(sqrt(squared_length) - 1.0);
 }
 
-// Back into the tangent space of x. Returns |x.v| / |v| of before.
+// Back into the tangent space of x, at the state. Returns |x.v| / |v| of before.
 float project_velocity() {
-    vec2 defect = group_sum(vec2(own_dot(state, velocity), own_dot(velocity, velocity)));
-    FOR_OWN(i, q) velocity[i] -= defect.x * state[i];
+    vec4 image = products * motion;
+    vec2 defect = vec2(image.x, dot(motion, image));
+    motion.x -= defect.x;
+    measure_speed();
     return defect.y > 0.0 ? abs(defect.x) * inverse_sqrt(defect.y) : 0.0;
 }
 
 void load_chain(uint chain) {
+#ifdef RESIDENT
+    OWNERS FOR_OWN(i, q) {
+        whole_state[q] = q < quads ? x[chain * quads + q] : vec4(0.0);
+        whole_velocity[q] = q < quads ? v[chain * quads + q] : vec4(0.0);
+        [[unroll]] for (uint n = 0u; n < NOISES; ++n) whole_noise[n * ROW + q] = vec4(0.0);
+    }
+#else
     FOR_OWN(i, q) {
         state[i] = x[chain * quads + q];
         velocity[i] = v[chain * quads + q];
     }
+#endif
 }
 
 void store_chain(uint chain) {
-    FOR_OWN(i, q) {
-        x[chain * quads + q] = state[i];
-        v[chain * quads + q] = velocity[i];
+    OWNERS {
+        FOR_OWN(i, q) if (q < quads) {
+            x[chain * quads + q] = STATE(i, q);
+            v[chain * quads + q] = VELOCITY(i, q);
+        }
     }
 }
 

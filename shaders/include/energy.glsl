@@ -1,7 +1,6 @@
 // E(x) = -log(e^background + sum_j e^(logw_j + kappa_j mu_j.x)) and its tangent score, one chain
 // per workgroup.
 //
-// Each invocation owns QUADS_PER quads of the state, q = me, me + GROUP, …, in registers.
 // interface.glsl must define points, ids, logw, kappa, background; the specialisation constants
 // GROUP, QUADS_PER, CANDIDATES (at least k); and the push constants quads, k.
 #ifndef EBMVK_ENERGY_GLSL
@@ -9,112 +8,32 @@
 #include "math.glsl"
 #include "reduce.glsl"
 
-#define FOR_OWN(i, q) \
-    for (uint i = 0u, q = gl_LocalInvocationIndex; i < QUADS_PER; ++i, q += GROUP) if (q < quads)
-
 // Stands for log 0. Infinities are avoided, because compilers may assume that there are none.
 const float LOG_ZERO = -1.0e30;
 
-vec4 state[QUADS_PER];
-vec4 force[QUADS_PER];
+// sum + a.b as four multiply-adds: `dot` would take a product, three multiply-adds and a sum.
+float add_dot(float sum, vec4 a, vec4 b) { return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum)))); }
 
-shared vec4 whole_state[GROUP * QUADS_PER];
-shared uint candidate_row[CANDIDATES];
-shared vec2 candidate_law[CANDIDATES];  // logw, kappa
-shared float candidate_dot[CANDIDATES];
-shared float candidate_weight[CANDIDATES];  // kappa_j e^(a_j - top)
-
-#ifdef RESIDENT
-#include "resident.glsl"
-#endif
-
-float own_dot(const vec4 a[QUADS_PER], const vec4 b[QUADS_PER]) {
-    float sum = 0.0;
-    FOR_OWN(i, q) sum += dot(a[i], b[i]);
-    return sum;
-}
-
-void load_candidates(uint chain) {
-    for (uint j = gl_LocalInvocationIndex; j < k; j += GROUP) {
-        candidate_row[j] = ids[chain * k + j] * quads;
-        candidate_law[j] = vec2(max(logw[chain * k + j], LOG_ZERO), kappa[chain * k + j]);
-    }
-    barrier();
-#ifdef RESIDENT
-    hold_candidates();
-#endif
-}
-
-#ifndef RESIDENT
-// mu_j.x for every candidate.
-void dot_candidates() {
-#ifdef USE_SUBGROUP  // one candidate per subgroup: rows are read in one piece
-    for (uint j = gl_SubgroupID; j < k; j += gl_NumSubgroups) {
-        float sum = 0.0;
-        for (uint q = gl_SubgroupInvocationID; q < quads; q += gl_SubgroupSize)
-            sum += dot(decode(points[candidate_row[j] + q]), whole_state[q]);
-        sum = subgroupAdd(sum);
-        if (subgroupElect()) candidate_dot[j] = sum;
-    }
-#else  // one candidate per invocation: no reduction
-    for (uint j = gl_LocalInvocationIndex; j < k; j += GROUP) {
-        float sum = 0.0;
-        for (uint q = 0u; q < quads; ++q) sum += dot(decode(points[candidate_row[j] + q]), whole_state[q]);
-        candidate_dot[j] = sum;
-    }
-#endif
-}
-
-// Quad q of sum_j candidate_weight_j mu_j.
-vec4 weighted_points(uint q) {
-    vec4 sum = vec4(0.0);
-    for (uint j = 0u; j < k; ++j) sum += candidate_weight[j] * decode(points[candidate_row[j] + q]);
-    return sum;
-}
-#endif
-
-// A term with logarithm a has responsibility e^(a - top) scale.
+// A term with logarithm a has responsibility e^(a - top) scale. along: x.(sum_j kappa_j rho_j mu_j).
 struct Mixture {
     float energy;
     float top;
     float scale;
+    float along;
 };
+Mixture mixture = Mixture(0.0, 0.0, 0.0, 0.0);  // at the state that was evaluated last
 
-// The mixture at `state` with kappa_scale kappa_j and logw_j + logw_shift. Writes the score to
-// `force`.
-Mixture energy_and_score(uint chain, float kappa_scale, float logw_shift) {
-    FOR_OWN(i, q) whole_state[q] = state[i];
-    barrier();
-    dot_candidates();
-    barrier();
-
-    float log_rest = max(background[chain], LOG_ZERO);
-    float top = log_rest;
-    for (uint j = gl_LocalInvocationIndex; j < k; j += GROUP) {
-        vec2 law = candidate_law[j];
-        top = max(top, law.x + logw_shift + kappa_scale * law.y * candidate_dot[j]);
-    }
-    top = group_max(top);
-
-    vec2 sums = vec2(gl_LocalInvocationIndex == 0u ? exp_accurate(log_rest - top) : 0.0, 0.0);
-    for (uint j = gl_LocalInvocationIndex; j < k; j += GROUP) {
-        vec2 law = candidate_law[j];
-        float concentration = kappa_scale * law.y;
-        float weight = exp_accurate(law.x + logw_shift + concentration * candidate_dot[j] - top);
-        candidate_weight[j] = weight * concentration;
-        sums += vec2(weight, weight * concentration * candidate_dot[j]);
-    }
-    sums = group_sum(sums);
-    barrier();
-
+// sums: of e^(a_j - top), with the background, and of the same times kappa_j mu_j.x.
+Mixture mixture_of(float top, vec2 sums) {
     bool empty = top < 0.5 * LOG_ZERO;  // neither a candidate nor the background has weight
     float scale = empty ? 0.0 : 1.0 / sums.x;
-    float along = sums.y * scale;  // x.(sum_j kappa_j rho_j mu_j)
-#ifdef RESIDENT
-    add_held();
-#endif
-    FOR_OWN(i, q) force[i] = scale * weighted_points(q) - along * state[i];
-    return Mixture(empty ? INFINITE : -(top + log_accurate(sums.x)), top, scale);
+    return Mixture(empty ? INFINITE : -(top + log_accurate(sums.x)), top, scale, sums.y * scale);
 }
+
+#ifdef RESIDENT
+#include "resident.glsl"
+#else
+#include "streamed.glsl"
+#endif
 
 #endif

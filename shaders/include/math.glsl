@@ -1,7 +1,9 @@
 // Elementary functions that are accurate to a few units in the last place (ULP) in float32. The
 // built-in functions may be far worse, and on some drivers are: log(1 - 2^-24) is 73 % off, exp 17
 // ULP. Uses minimax polynomials after Cephes (Moshier) and reduces arguments in two or three exact
-// parts (Cody and Waite), so nothing depends on fused multiply-adds.
+// parts (Cody and Waite). Only polynomials are written with `fma`, where it doesn't matter if a device
+// rounds once or twice: `precise` doesn't reach into an `fma`. Both sides of a condition are computed
+// where that is cheaper than a branch.
 #ifndef EBMVK_MATH_GLSL
 #define EBMVK_MATH_GLSL
 #include "bits.glsl"
@@ -12,52 +14,49 @@ const float HALF_PI = 1.57079632679489662;
 
 // e^x. Below -87.3, where the result would be denormal: 0. Above 88.72: infinite.
 float exp_accurate(float x) {
-    if (x < -87.3) return 0.0;
-    if (x > 88.72) return INFINITE;
     precise float n = roundEven(x * 1.44269504088896341);
     precise float r = x - n * 0.693359375;  // exact: 9 bits times at most 8
     r = r - n * -2.12194440e-4;
-    precise float p = 1.9875691500e-4;
-    p = p * r + 1.3981999507e-3;
-    p = p * r + 8.3334519073e-3;
-    p = p * r + 4.1665795894e-2;
-    p = p * r + 1.6666665459e-1;
-    p = p * r + 5.0000001201e-1;
-    p = p * (r * r) + r;
+    precise float p = fma(1.9875691500e-4, r, 1.3981999507e-3);
+    p = fma(p, r, 8.3334519073e-3);
+    p = fma(p, r, 4.1665795894e-2);
+    p = fma(p, r, 1.6666665459e-1);
+    p = fma(p, r, 5.0000001201e-1);
+    p = fma(p, r * r, r);
     int half_n = int(n) >> 1;  // two factors, because 2^128 isn't a float
-    return (p + 1.0) * uintBitsToFloat(uint(half_n + 127) << 23) * uintBitsToFloat(uint(int(n) - half_n + 127) << 23);
+    precise float value =
+        (p + 1.0) * uintBitsToFloat(uint(half_n + 127) << 23) * uintBitsToFloat(uint(int(n) - half_n + 127) << 23);
+    return x < -87.3 ? 0.0 : x > 88.72 ? INFINITE : value;
 }
 
 // Natural logarithm of a normal positive float; -infinite at 0.
 float log_accurate(float x) {
-    if (x <= 0.0) return -INFINITE;
     uint bits = floatBitsToUint(x);
     int e = int(bits >> 23) - 126;
     precise float m = uintBitsToFloat((bits & 0x007fffffu) | 0x3f000000u);  // [1/2, 1)
-    if (m < 0.707106781186547524) {
-        e -= 1;
-        m = m + m;
-    }
+    bool low = m < 0.707106781186547524;
+    e = low ? e - 1 : e;
+    m = low ? m + m : m;
     precise float z = m - 1.0;
     precise float z2 = z * z;
-    precise float p = 7.0376836292e-2;
-    p = p * z - 1.1514610310e-1;
-    p = p * z + 1.1676998740e-1;
-    p = p * z - 1.2420140846e-1;
-    p = p * z + 1.4249322787e-1;
-    p = p * z - 1.6668057665e-1;
-    p = p * z + 2.0000714765e-1;
-    p = p * z - 2.4999993993e-1;
-    p = p * z + 3.3333331174e-1;
+    precise float p = fma(7.0376836292e-2, z, -1.1514610310e-1);
+    p = fma(p, z, 1.1676998740e-1);
+    p = fma(p, z, -1.2420140846e-1);
+    p = fma(p, z, 1.4249322787e-1);
+    p = fma(p, z, -1.6668057665e-1);
+    p = fma(p, z, 2.0000714765e-1);
+    p = fma(p, z, -2.4999993993e-1);
+    p = fma(p, z, 3.3333331174e-1);
     precise float y = p * z * z2 + float(e) * -2.12194440e-4 - 0.5 * z2;
-    return (z + y) + float(e) * 0.693359375;
+    precise float value = (z + y) + float(e) * 0.693359375;
+    return x <= 0.0 ? -INFINITE : value;
 }
 
 // (cos, sin) of r + quadrant * pi/2, |r| <= pi/4.
 vec2 cos_sin_reduced(float r, int quadrant) {
     precise float z = r * r;
-    precise float s = ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1) * z * r + r;
-    precise float c = ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2) * z * z;
+    precise float s = fma(fma(fma(-1.9515295891e-4, z, 8.3321608736e-3), z, -1.6666654611e-1) * z, r, r);
+    precise float c = fma(fma(2.443315711809948e-5, z, -1.388731625493765e-3), z, 4.166664568298827e-2) * z * z;
     c = (c - 0.5 * z) + 1.0;
     vec2 cs = (quadrant & 1) != 0 ? vec2(-s, c) : vec2(c, s);
     return (quadrant & 2) != 0 ? -cs : cs;

@@ -17,6 +17,7 @@ float greater(float a, float b) { return max(a, b); }
 float plus(float a, float b) { return a + b; }
 vec2 plus(vec2 a, vec2 b) { return a + b; }
 vec3 plus(vec3 a, vec3 b) { return a + b; }
+vec4 plus(vec4 a, vec4 b) { return a + b; }
 
 #ifdef USE_SUBGROUP
 
@@ -56,6 +57,7 @@ vec3 plus(vec3 a, vec3 b) { return a + b; }
 GROUP_REDUCTION(group_sum, float, x, subgroupAdd, plus)
 GROUP_REDUCTION(group_sum, vec2, xy, subgroupAdd, plus)
 GROUP_REDUCTION(group_sum, vec3, xyz, subgroupAdd, plus)
+GROUP_REDUCTION(group_sum, vec4, xyzw, subgroupAdd, plus)
 GROUP_REDUCTION(group_max, float, x, subgroupMax, greater)
 
 #endif

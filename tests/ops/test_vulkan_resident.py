@@ -75,7 +75,10 @@ SHAPES = [(1, 2, 1, 1), (3, 3, 7, 5), (5, 33, 33, 50), (4, 129, 17, 40), (2, 640
     [
         *((shape, "float16", "gbaoab") for shape in SHAPES),
         *((shape, "float32", "gbaoab") for shape in SHAPES[1:4]),
+        ((2, 640, 32, 70), "float32", "gbaoab"),  # subgroups take turns with their parts of the sum
         *((SHAPES[2], storage, "ghmc") for storage in ("float16", "float32")),
+        *((SHAPES[2], storage, "obabo") for storage in ("float16", "float32")),
+        (SHAPES[2], "float32", "ghmc_two_stage"),
     ],
     ids=str,
 )

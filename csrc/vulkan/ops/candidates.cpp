@@ -3,6 +3,7 @@
 #include "vulkan/runtime/errors.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 namespace ebmvk {
@@ -12,6 +13,13 @@ constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table
 
 // 32-bit registers that an integrator needs in an invocation for everything but its candidates.
 constexpr std::uint32_t kOtherWords = 64;
+
+// The most invocations of a workgroup that keeps candidates in registers. 512 with 128 registers each
+// take the half of an RDNA workgroup processor, and all registers of an NVIDIA thread block. With
+// subgroups of 64 (GCN, Vega), 512 invocations leave 128 registers for each, and halves spill.
+std::uint32_t resident_group(const Capabilities& device) {
+  return std::min(device.subgroup_size < 64 ? 512u : 256u, device.max_group_size);
+}
 
 std::uint32_t divide_up(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
 
@@ -35,28 +43,32 @@ std::vector<std::uint32_t> energy_constants(Engine& engine, std::uint32_t quads,
   return {divide_up(quads, group), places(k)};
 }
 
-ChainPlan chain_plan(Engine& engine, Storage storage, std::uint32_t quads, std::uint32_t k) {
+ChainPlan chain_plan(Engine& engine, Storage storage, std::uint32_t quads, std::uint32_t k,
+                     const integrators::Description& integrator) {
   const auto& device = engine.device().capabilities();
+  const auto size = device.subgroup_size;
   const auto streamed = [&] {
     auto constants = energy_constants(engine, quads, k);
     constants.resize(5, 1);
-    return ChainPlan{engine.row_group(quads), constants, false};
+    const auto group = engine.row_group(quads);
+    if (engine.kernels().subgroups(group)) constants[2] = group / size;
+    return ChainPlan{group, constants, false};
   };
   // A processor has few registers, and streams from its cache.
-  if (!engine.resident().value_or(device.type != "cpu") || !device.subgroup_size) return streamed();
-  const auto size = device.subgroup_size;
+  if (!engine.resident().value_or(device.type != "cpu") || !size) return streamed();
   const auto lane_quads = divide_up(quads, size);
   const auto words = storage == Storage::float16 ? 2u : 4u;
   const std::uint64_t held_words = device.registers - std::min(device.registers, kOtherWords);
-  // The smallest workgroup with enough registers, and one invocation per quad of the state, up to
-  // 256.
-  for (std::uint32_t subgroups = 1; subgroups * size <= std::min(256u, device.max_group_size); subgroups *= 2) {
+  // State, velocity, noise, and with Metropolis the force where a trajectory began
+  const auto noises = static_cast<std::uint32_t>(std::lround(1 / integrator.friction));
+  const auto rows = 2 + noises + (integrator.metropolis ? 1 : 0);
+  // The smallest workgroup with enough registers, and one invocation per quad of the state.
+  for (std::uint32_t subgroups = 1; subgroups * size <= resident_group(device); subgroups *= 2) {
     const auto group = subgroups * size;
     const auto held = divide_up(k, subgroups);
-    const auto shared = shared_bytes(group, quads, k) +
-                        std::uint64_t{16} * std::min(subgroups, 8u) * lane_quads * size + 8 * group +
-                        32;  // resident.glsl, and reduce.glsl with subgroups
-    if (group < std::min(engine.row_group(quads), 256u) || std::uint64_t{held} * lane_quads * words > held_words ||
+    const auto shared = std::uint64_t{16} * (rows + std::min(subgroups, 8u)) * lane_quads * size +
+                        std::uint64_t{8} * held * subgroups + 48 * size;  // resident.glsl, chain.glsl, ghmc.comp
+    if (group < quads || held > size || std::uint64_t{held} * lane_quads * words > held_words ||
         shared > device.max_shared_bytes || !engine.kernels().subgroups(group))
       continue;
     return {group, {divide_up(quads, group), places(k), subgroups, held, lane_quads}, true};

@@ -48,7 +48,8 @@ struct ChainPlan {
   bool resident;
 };
 
-ChainPlan chain_plan(Engine& engine, Storage storage, std::uint32_t quads, std::uint32_t k);
+ChainPlan chain_plan(Engine& engine, Storage storage, std::uint32_t quads, std::uint32_t k,
+                     const integrators::Description& integrator);
 
 // The number of rows, at most `wanted`, that one workspace can hold. `row_bytes`: the largest row
 // of its other tables.

@@ -213,7 +213,8 @@ std::uint64_t steps_per_dispatch(Engine& engine, std::uint32_t quads, std::uint3
   const std::uint64_t dots = std::max((k / std::max<std::uint64_t>(group / subgroup, 1) + 1) * (quads / subgroup + 2),
                                       (k / group + 1) * (quads + 2));
   const std::uint64_t evaluation = dots + per_invocation * (k + 2) + 2 * (k / group + 1);
-  const std::uint64_t parts = 64 + 16 * per_invocation;  // moves and reductions
+  // Moves and reductions, also of the one subgroup that moves a chain with candidates in registers
+  const std::uint64_t parts = 64 + 16 * (per_invocation + quads / subgroup);
   const std::uint64_t step = std::uint64_t{in.leapfrogs} * in.integrator.evaluations * (evaluation + parts) + parts;
   const std::uint64_t limit = device.loop_rounds;
   const std::uint64_t once = evaluation + k + in.schedule.levels;  // entering a level, loading
@@ -291,7 +292,7 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
   const std::uint32_t total = std::accumulate(each_level.begin(), each_level.end(), 0u);
   const double each = 1.0 / std::max(total, 1u);
   const bool metropolis = in.integrator.metropolis && total > 0;
-  const auto plan = chain_plan(*this, points.storage(), push.quads, shape.k);
+  const auto plan = chain_plan(*this, points.storage(), push.quads, shape.k, in.integrator);
   const auto speed = std::string(in.integrator.name) + (plan.resident ? "/resident" : "");
   const auto most = steps_per_dispatch(*this, push.quads, shape.k, in);
   const auto slice = std::min<std::uint64_t>(units_per_slice(speed, push.flops(1)), 1u << 14);

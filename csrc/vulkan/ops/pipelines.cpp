@@ -56,9 +56,10 @@ void add_energy(List& list, Engine& engine, std::uint32_t d, std::uint32_t k) {
     list.add_rows(kernels::EnergyScore::name, quads, energy_constants(engine, quads, k), storage);
     list.add_rows(kernels::EnergyGradients::name, quads, energy_constants(engine, quads, k, 8), storage);
     list.add_rows(kernels::Gather::name, quads, {}, storage);
-    const auto plan = chain_plan(engine, storage, quads, k);
-    for (const auto& integrator : integrators::table)
+    for (const auto& integrator : integrators::table) {
+      const auto plan = chain_plan(engine, storage, quads, k, integrator);
       list.add(integrator.name, plan.group, plan.constants, storage, plan.resident);
+    }
   }
   list.add<kernels::ChainReport>();
 }
