@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 
+import pytest
 from hypothesis import settings
 
 import ebmvk  # noqa: F401  # before torch is imported
@@ -28,6 +29,12 @@ settings.load_profile("ebmvk")
 
 os.environ.setdefault("EBMVK_CACHE_DIR", "off")
 gc.disable()  # nothing that is collected becomes garbage
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the system come first, as most forks are theirs: a fork takes the longer, the more
+    memory earlier tests have left in use (75 ms of processor time with 1.2 GB, 18 with 0.4)."""
+    items.sort(key=lambda item: item.path.parent.name != "system")
 
 
 def pytest_collection_finish() -> None:
