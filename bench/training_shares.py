@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ebmvk.compute import plan
 from ebmvk.compute.compiled import Compiled as Program
-from ebmvk.compute.ir import Call, Node
+from ebmvk.compute.ir import Call
 from ebmvk.compute.programs import Compiled
 from ebmvk.engine.recording import Ran
 
@@ -70,7 +70,7 @@ def shares(made: Compiled, arguments: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def is_product(node: Node) -> bool:
+def is_product(node: object) -> bool:
     """True for matrix products, with what is fused into them. Parts of their sums are added up in
     loops, which aren't counted here."""
     return isinstance(node, Call) and node.name in {"matmul", "matmul_parts"}
