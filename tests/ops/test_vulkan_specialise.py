@@ -47,23 +47,29 @@ def test_no_kernel_keeps_a_specialisation_constant(kernel: tuple[str, Any, Any],
 
 
 def test_shared_arrays_get_their_size_from_the_values() -> None:
-    """Every array of the chain kernel, which uses all constants and expressions of them."""
+    """Every array of the chain kernels, which use all constants and expressions of them."""
     group, quads, candidates, subgroups, held, lane_quads = VALUES
-    module = vulkan.module_of("gbaoab", vulkan.Variant.resident, vulkan.Storage.float16, VALUES)
     lanes = group // subgroups
-    want = [
+    row = lane_quads * lanes
+    resident = [
+        held * lane_quads,
+        row,  # the whole state, velocity and noise
+        4 * min(subgroups, 8) * row,  # parts of the force
+        held * subgroups,  # terms
+        lanes,  # what a chain keeps
+    ]
+    streamed = [
         quads,  # state, force, velocity and noise
         (group + 3) // 4,  # reductions: a part for each subgroup of 4
         2,  # of which there are two
-        held * lane_quads,
+        3 * subgroups,  # inner products
         candidates,  # row, law, dot and weight
-        lane_quads,
         group * quads,  # the whole state
-        held,
-        min(subgroups, 8) * lane_quads * lanes,  # parts of the force
     ]
-    assert set(want) <= set(array_lengths(module))
-    assert 1 not in array_lengths(module)  # the default of every constant
+    for variant, want in ((vulkan.Variant.resident, resident), (vulkan.Variant.subgroup, streamed)):
+        lengths = array_lengths(vulkan.module_of("gbaoab", variant, vulkan.Storage.float16, VALUES))
+        assert set(want) <= set(lengths)
+        assert 1 not in lengths  # the default of every constant
 
 
 @pytest.mark.skipif(not shutil.which("spirv-opt"), reason="spirv-opt is missing; apt install spirv-tools")
