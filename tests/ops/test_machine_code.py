@@ -83,7 +83,7 @@ CEILINGS: dict[str | tuple[str, str], Ceiling] = {
     "probe": Ceiling(24, 20, 36, 0),
     "ceiling_fma": Ceiling(32, 24, 36, 0),
     "score_matvec": Ceiling(24, 20, 36, 9728),
-    "score_direct": Ceiling(40, 40, 48, 0),
+    "score_direct": Ceiling(48, 48, 48, 0),
     "matmul_tiled": Ceiling(128, 128, 128, 8704),
     "matmul_direct": Ceiling(64, 64, 64, 0),
     "matmul_lanes": Ceiling(128, 128, 128, 0),
