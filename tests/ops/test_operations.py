@@ -83,7 +83,7 @@ def test_a_table_without_results_is_refused(tmp_path: Path) -> None:
 
     path = tmp_path / "operations.toml"
     path.write_text('[nearest]\ndoes = "Made up."\nreturns = "Tensor"\narguments = {}\n')
-    with pytest.raises(ValueError, match="nearest has no results"):
+    with pytest.raises(ValueError, match="nearest lists no results"):
         read(path)
 
 

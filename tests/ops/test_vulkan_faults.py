@@ -228,7 +228,7 @@ def test_submissions_that_a_driver_ignores_are_detected(extension: object, name:
     assert attempt(backend, "vkQueueSubmit", 0, SUCCESS, work).error is DeviceLost
 
 
-SLICES = 3
+SLICES = 4
 
 
 def sliced() -> tuple[Vulkan, Callable[[Vulkan], list[Tensor]]]:
