@@ -29,7 +29,7 @@ class Piece:
 
 
 def part_of(rows: int, length: int, tile: Tile) -> Part | None:
-    """How to divide each row among workgroups, or None if one workgroup per row is no slower."""
+    """How to divide each row among workgroups, or None if one workgroup per row is as fast."""
     groups = -(-rows // tile.across)
     rounds = -(-length // tile.along)
     if groups >= ENOUGH or rounds < ROUNDS or tile.along == 1:

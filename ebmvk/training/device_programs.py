@@ -54,8 +54,8 @@ class Programs(ABC):
             self._begin(self._chain)
 
     def read(self) -> tuple[Tensors, Tensors, Sequence[Tensor]]:
-        """The weights, the moments and the slots of the kept sample, as they are now, on
-        the host.
+        """The weights, the moments and the slots of the kept sample, as they are now, on the
+        host.
 
         Raises:
             DeviceError: they are lost.

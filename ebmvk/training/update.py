@@ -1,9 +1,8 @@
 """An update of the weights as a pure function of tensors, for steps that run as one program.
 
 It computes the same update as `optim.Optimizer`; that one works in place, with torch's fused
-kernels. Learning
-rate, number of updates and norm are tensors, and nothing looks at a value on the host: if a
-gradient isn't finite, everything stays as it was.
+kernels. Learning rate, number of updates and norm are tensors, and nothing looks at a value on the
+host: if a gradient isn't finite, everything stays as it was.
 """
 
 from __future__ import annotations

@@ -33,15 +33,13 @@ def _outside() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
+def ran(*command: str | Path, environment: dict[str, str], timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout)
+
+
 def run(clone: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["sh", clone / "run", *arguments],
-        env=_outside() | {"PYTHON": sys.executable, "EBMVK_APT": "no"} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    own = {"PYTHON": sys.executable, "EBMVK_APT": "no"}
+    return ran("sh", clone / "run", *arguments, environment=_outside() | own | environment)
 
 
 @pytest.mark.parametrize(
@@ -239,14 +237,8 @@ def test_the_script_says_why_it_cannot_make_bare_roots(tmp_path: Path) -> None:
     tools.mkdir()
     for tool in ("bash", "dirname", "id"):
         (tools / tool).symlink_to(shutil.which(tool) or "")
-    done = subprocess.run(
-        [tools / "bash", ROOT / ".ci/roots", "build", "trixie"],
-        env={"PATH": str(tools), "EBMVK_ROOTS": str(tmp_path / "roots")},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    environment = {"PATH": str(tools), "EBMVK_ROOTS": str(tmp_path / "roots")}
+    done = ran(tools / "bash", ROOT / ".ci/roots", "build", "trixie", environment=environment)
     assert done.returncode == 77, done.stderr
     assert "skipped: debootstrap is missing" in done.stderr or "skipped: only root" in done.stderr
     assert not (tmp_path / "roots").exists()
@@ -254,14 +246,8 @@ def test_the_script_says_why_it_cannot_make_bare_roots(tmp_path: Path) -> None:
 
 def test_the_script_says_why_another_torch_cannot_be_had(tmp_path: Path) -> None:
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
-    done = subprocess.run(
-        [ROOT / ".ci/torch", "==2.9.0"],
-        env=os.environ | offline | {"EBMVK_TORCH_PYTHON": sys.executable, "TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=250,
-    )
+    own = {"EBMVK_TORCH_PYTHON": sys.executable, "TMPDIR": str(tmp_path)}
+    done = ran(ROOT / ".ci/torch", "==2.9.0", environment=os.environ | offline | own, timeout=250)
     assert done.returncode == 77, done.stderr
     assert "torch ==2.9.0: skipped: pip has no such torch" in done.stdout or "GB of disk are free" in done.stdout
     assert not list(tmp_path.iterdir())
