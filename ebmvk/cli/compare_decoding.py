@@ -70,10 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compare(command: CompareCommand, given: Sequence[str]) -> int:
     from ebmvk.data.windows import encode_split
     from ebmvk.decoding.generate import Generator
-    from ebmvk.decoding.layers import token_layers
+    from ebmvk.decoding.layers import text_layers, token_layers
     from ebmvk.engine.device import open_device
     from ebmvk.evaluation.comparison import Judge, Passages, compare
-    from ebmvk.evaluation.layers import text_layers
     from ebmvk.runs.folder import OpenRun, open_run
     from ebmvk.runs.text import own_text, say_if_other
 

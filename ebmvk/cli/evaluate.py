@@ -146,9 +146,9 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
     ranks: the processes that share the memory, if there are several.
     """
     _check(command)
+    from ebmvk.decoding.layers import text_layers
     from ebmvk.engine.device import open_device
     from ebmvk.engine.sharded import sharded
-    from ebmvk.evaluation.layers import text_layers
     from ebmvk.evaluation.likelihood import window
     from ebmvk.evaluation.measurement import Subject, measure, score_levels
     from ebmvk.runs.folder import check_tokenizer, open_run

@@ -5,7 +5,7 @@
 | `strategies` | settings such as temperature and top-p, and the named strategies of `--strategy` |
 | `filters` | what each setting does to the probabilities of the next token |
 | `generate` | `Generator`: continues prompts token by token |
-| `layers` | which device runs the layers |
+| `layers` | which device runs the layers that read or write a text |
 | `texts`, `reading` | a text while it is written; texts as the model reads them |
 | `probe` | samples that a training run writes now and then |
 | `metrics` | how much texts repeat themselves, and how diverse they are |

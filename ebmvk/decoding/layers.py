@@ -1,4 +1,4 @@
-"""Where the layers run that write a text."""
+"""Where the layers run that read or write a text."""
 
 from __future__ import annotations
 
@@ -9,20 +9,41 @@ from ebmvk.config.where import why_read_on_host
 from ebmvk.engine.device import Device
 from ebmvk.engine.vulkan import Vulkan
 from ebmvk.model.language import LanguageModel
+from ebmvk.model.reading import Layers
 from ebmvk.model.token_layers import TokenLayers
+
+
+def text_layers(model: LanguageModel, config: Config, device: Device, asked: str) -> tuple[Layers | None, str | None]:
+    """What reads texts on a Vulkan device; else None, and why the layers stay on the CPU.
+
+    asked: the value of `--device`.
+    """
+    backend, why = _there(config, device, asked)
+    if backend is None:
+        return None, why
+    from ebmvk.model.on_device import DeviceLayers  # torch's tracer takes a while to import
+
+    return DeviceLayers.open(model, backend), None
 
 
 def token_layers(
     model: LanguageModel, config: Config, device: Device, asked: str, doing: Callable[[str], None] = lambda _: None
 ) -> tuple[TokenLayers | None, str | None]:
-    """What runs a run's layers on a Vulkan device; else None, and why they stay on the CPU.
+    """What writes texts on a Vulkan device; else as `text_layers`.
 
-    asked: the value of `--device`. doing: told what takes long.
+    doing: told what takes long.
     """
+    backend, why = _there(config, device, asked)
+    if backend is None:
+        return None, why
+    from ebmvk.model.tokens_on_device import DeviceTokens
+
+    return DeviceTokens.open(model, backend, doing), None
+
+
+def _there(config: Config, device: Device, asked: str) -> tuple[Vulkan | None, str | None]:
+    """The Vulkan device that layers run on; else None, and why, if there is one."""
     if not isinstance(device.backend, Vulkan):
         return None, None
-    if why := why_read_on_host(config, asked):
-        return None, why
-    from ebmvk.model.tokens_on_device import DeviceTokens  # torch's tracer takes a while to import
-
-    return DeviceTokens.open(model, device.backend, doing), None
+    why = why_read_on_host(config, asked)
+    return (None, why) if why else (device.backend, None)

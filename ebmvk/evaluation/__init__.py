@@ -4,7 +4,6 @@
 |---|---|
 | What does `ebmvk evaluate` measure? | `measurement` |
 | How likely is a text, exactly? | `likelihood` |
-| Where do the layers run that read it? | `layers` |
 | Is a difference between two models more than chance? | `intervals` |
 | How well does the model remove noise from a state? | `score_matching` |
 | Which decoding strategy is closest to human text? | `comparison` |

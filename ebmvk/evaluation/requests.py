@@ -19,11 +19,10 @@ from torch.nn.utils.rnn import pad_sequence
 from ebmvk.data.tokenizer import Ids, Tokenizer
 from ebmvk.data.windows import TokenStream, evaluation_windows
 from ebmvk.decoding.generate import Decoding, Generator
-from ebmvk.decoding.layers import token_layers
+from ebmvk.decoding.layers import text_layers, token_layers
 from ebmvk.decoding.strategies import GREEDY, Strategy, named
 from ebmvk.engine.device import Device, open_device
 from ebmvk.errors import ConfigError
-from ebmvk.evaluation.layers import text_layers
 from ebmvk.evaluation.likelihood import diverged, token_nats, window
 from ebmvk.memory.files import load
 from ebmvk.memory.law import TIERS, Mode, Reader
@@ -94,11 +93,11 @@ class Scorer:
         context, stride = window(context, stride, run.config)
         on = open_device(device)
         reader = None if memory == "none" else Reader(load(run.checkpoint.path, run.model, memory), memory, on.backend)
-        where: dict[str, Any] = {
-            "layers": text_layers(run.model, run.config, on, device)[0],
-            "token_layers": token_layers(run.model, run.config, on, device)[0],
-        }
-        return cls(run, on, reader, context=context, stride=stride, batch_size=batch_size, **where)
+        layers, _ = text_layers(run.model, run.config, on, device)
+        writing, _ = token_layers(run.model, run.config, on, device)
+        return cls(
+            run, on, reader, context=context, stride=stride, batch_size=batch_size, layers=layers, token_layers=writing
+        )
 
     def log_likelihoods(self, pairs: Sequence[tuple[str, str]], done: Done = _nobody) -> list[tuple[float, bool]]:
         """log p(continuation | context) for each (context, continuation).
@@ -184,8 +183,10 @@ class Scorer:
 
     def _nats(self, stream: TokenStream) -> float:
         reader = self.reader.again() if self.reader else None
-        where: dict[str, Any] = {"device": self.device, "layers": self.layers}
-        nats = token_nats(self.model, stream, context=self.context, stride=self.stride, reader=reader, **where)
+        nats = token_nats(
+            self.model, stream, context=self.context, stride=self.stride, device=self.device, reader=reader,
+            layers=self.layers,
+        )  # fmt: skip
         return float(nats[reader.mode if reader else "none"].sum())
 
     def texts(
