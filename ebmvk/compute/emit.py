@@ -108,7 +108,7 @@ def _buffers(module: Module, reading: Reading) -> list[int]:
 
 def _points(reading: Reading, limits: Limits) -> Generated:
     group = min(POINT_GROUP, limits.group)
-    groups = spread(min(-(-reading.rows // group), POINT_GROUPS), limits)
+    groups = spread(_point_groups(reading, group), limits)
     module = Module(group)
     buffers = _buffers(module, reading)
     module.label()
@@ -171,8 +171,15 @@ def fit(parts: Sequence[Needs], limits: Limits) -> bool:
 def kernel_of_all(loops: Sequence[Loop], limits: Limits) -> Generated:
     """Loops that `fit` as one dispatch: each has workgroups of its own, one after another."""
     readings = [read(loop) for loop in loops]
-    group = max(part.group for loop in loops if (part := needs(loop, limits))) or min(POINT_GROUP, limits.group)
-    counts = [_groups(loop, reading, group, limits) for loop, reading in zip(loops, readings, strict=True)]
+    shapes = [
+        _tile(reading, limits) if _in_rows(loop, reading) else None
+        for loop, reading in zip(loops, readings, strict=True)
+    ]
+    group = max((shape.group for shape in shapes if shape), default=min(POINT_GROUP, limits.group))
+    counts = [
+        -(-reading.rows // shape.across) if shape else _point_groups(reading, group)
+        for reading, shape in zip(readings, shapes, strict=True)
+    ]
     groups = spread(sum(counts), limits)
     access: dict[Tensor, str] = {}
     for reading in readings:
@@ -185,12 +192,11 @@ def kernel_of_all(loops: Sequence[Loop], limits: Limits) -> Generated:
     }
     module.label()
     number, first = group_number(module, groups), 0
-    for loop, reading, count in zip(loops, readings, counts, strict=True):
+    for reading, shape, count in zip(readings, shapes, counts, strict=True):
         own = module.emit(Op.I_SUB, module.type("uint32"), number, module.uint(first))  # wraps if it is another's
         bound = [buffers[tensor] for tensor in reading.tensors]
         with module.when(module.emit(Op.U_LESS_THAN, module.type("bool"), own, module.uint(count))):
-            if _in_rows(loop, reading):
-                shape = _tile(reading, limits)
+            if shape:
                 emit_rows(RowKernel(module, reading, shape, (count, 1, 1), bound, None, own), reading)
             else:
                 emit_points(module, reading, group, (count, 1, 1), bound, own)
@@ -202,7 +208,5 @@ def _in_rows(loop: Loop, reading: Reading) -> bool:
     return loop.reduced > 0 and bool(needed_stages(reading) or reading.length != 1)
 
 
-def _groups(loop: Loop, reading: Reading, group: int, limits: Limits) -> int:
-    if _in_rows(loop, reading):
-        return -(-reading.rows // _tile(reading, limits).across)
+def _point_groups(reading: Reading, group: int) -> int:
     return min(-(-reading.rows // group), POINT_GROUPS)

@@ -15,6 +15,7 @@ import torch
 from numpy.lib.stride_tricks import as_strided
 
 from ebmvk.compute import expr
+from ebmvk.compute.donate import reads, writes
 from ebmvk.compute.ir import (
     Axis,
     Batch,
@@ -101,18 +102,12 @@ def empty(tensor: Tensor, floats: type[np.floating[Any]]) -> Array:
 
 def written(node: Node | Batch) -> list[View]:
     """The views that a node fills."""
-    if isinstance(node, Batch):
-        return [view for loop in node.loops for view in written(loop)]
-    return list(node.outputs) if isinstance(node, Call) else [store.view for store in node.stores]
+    return list(writes(node))
 
 
 def read(node: Node | Batch) -> list[View]:
     """The views that a node reads."""
-    if isinstance(node, Batch):
-        return [view for loop in node.loops for view in read(loop)]
-    if isinstance(node, Call):
-        return list(node.inputs)
-    return [part.view for part in expr.loads(*(store.value for store in node.stores))]
+    return [view for view, _ in reads(node)]
 
 
 def run_node(node: Node | Batch, values: Values, floats: type[np.floating[Any]]) -> None:
