@@ -17,6 +17,7 @@ struct Part {
 struct Description {
   const char* name;
   bool metropolis;
+  uint32_t noises;       // how often a step draws noise
   double friction;       // the share of the step size in each O
   uint32_t evaluations;  // of the force per step; per leapfrog if `metropolis`
 };

@@ -50,7 +50,9 @@ def header(integrators: list[Any]) -> str:
     out += ["", f"using All = std::tuple<{', '.join(camel(row.name) for row in integrators)}>;", ""]
     out += ["inline constexpr Description table[] = {"]
     for row in integrators:
-        out.append(f'    {{"{row.name}", {str(row.metropolis).lower()}, {row.friction!r}, {row.evaluations}}},')
+        out.append(
+            f'    {{"{row.name}", {str(row.metropolis).lower()}, {row.noises}, {row.friction!r}, {row.evaluations}}},'
+        )
     out += ["};", "", *FIND]
     return "\n".join([*out, "", "}  // namespace ebmvk::integrators", ""])
 

@@ -100,71 +100,45 @@ void prepare_noise(Bath bath, uint number) {
 
 #endif
 
-#if defined(RESIDENT)
-void sum_products(inout vec4 a, inout vec2 b) {
-    a = subgroupAdd(a);
-    b = subgroupAdd(b);
-}
-void sum_products(inout vec4 a, inout vec4 b, inout vec2 c) {
-    a = subgroupAdd(a);
-    b = subgroupAdd(b);
-    c = subgroupAdd(c);
-}
-#elif defined(USE_SUBGROUP)
+#if defined(USE_SUBGROUP) && !defined(RESIDENT)
 shared vec4 product_slot[2][3u * SUBGROUPS];  // as reduce_slot
+#endif
 
-void sum_products(inout vec4 a, inout vec4 b, inout vec2 c) {
-    a = subgroupAdd(a);
-    b = subgroupAdd(b);
-    c = subgroupAdd(c);
+#ifdef USE_SUBGROUP
+#define SUM subgroupAdd
+#else
+#define SUM group_sum
+#endif
+
+// Sums over all coordinates. noisy: false if the last four, b.zw and c, are 0.
+void sum_products(inout vec4 a, inout vec4 b, inout vec2 c, bool noisy) {
+    a = SUM(a);
+    if (noisy) {
+        b = SUM(b);
+        c = SUM(c);
+    } else {
+        b.xy = SUM(b.xy);
+    }
+#if defined(USE_SUBGROUP) && !defined(RESIDENT)
     if (SUBGROUPS == 1u) return;
     uint turn = reduce_turn;
     reduce_turn ^= 1u;
     if (subgroupElect()) {
         product_slot[turn][3u * gl_SubgroupID] = a;
         product_slot[turn][3u * gl_SubgroupID + 1u] = b;
-        product_slot[turn][3u * gl_SubgroupID + 2u].xy = c;
+        if (noisy) product_slot[turn][3u * gl_SubgroupID + 2u].xy = c;
     }
     barrier();
     a = product_slot[turn][0];
     b = product_slot[turn][1];
-    c = product_slot[turn][2].xy;
+    if (noisy) c = product_slot[turn][2].xy;
     for (uint i = 1u; i < SUBGROUPS; ++i) {
         a += product_slot[turn][3u * i];
         b += product_slot[turn][3u * i + 1u];
-        c += product_slot[turn][3u * i + 2u].xy;
+        if (noisy) c += product_slot[turn][3u * i + 2u].xy;
     }
-}
-
-void sum_products(inout vec4 a, inout vec2 b) {
-    a = subgroupAdd(a);
-    b = subgroupAdd(b);
-    if (SUBGROUPS == 1u) return;
-    uint turn = reduce_turn;
-    reduce_turn ^= 1u;
-    if (subgroupElect()) {
-        product_slot[turn][3u * gl_SubgroupID] = a;
-        product_slot[turn][3u * gl_SubgroupID + 1u].xy = b;
-    }
-    barrier();
-    a = product_slot[turn][0];
-    b = product_slot[turn][1].xy;
-    for (uint i = 1u; i < SUBGROUPS; ++i) {
-        a += product_slot[turn][3u * i];
-        b += product_slot[turn][3u * i + 1u].xy;
-    }
-}
-#else
-void sum_products(inout vec4 a, inout vec2 b) {
-    a = group_sum(a);
-    b = group_sum(b);
-}
-void sum_products(inout vec4 a, inout vec4 b, inout vec2 c) {
-    a = group_sum(a);
-    b = group_sum(b);
-    c = group_sum(c);
-}
 #endif
+}
 
 // Finds the inner products of what is stored, with that noise of the step or with none. The moves
 // begin here.
@@ -172,32 +146,24 @@ void measure(Bath bath, uint number) {
     measured_noise = number;
     position = vec4(1.0, 0.0, 0.0, 0.0);
     motion = vec4(0.0, 1.0, 0.0, 0.0);
-    vec4 a = vec4(0.0);
-    if (number == NO_NOISE) {
-        vec2 b = vec2(0.0);
-        FOR_OWN(i, q) {
-            vec4 here = STATE(i, q), along = VELOCITY(i, q), pull = FORCE(i, q);
-            a = vec4(add_dot(a.x, here, here), add_dot(a.y, here, along), add_dot(a.z, here, pull),
-                     add_dot(a.w, along, along));
-            b = vec2(add_dot(b.x, along, pull), add_dot(b.y, pull, pull));
-        }
-        sum_products(a, b);
-        products = mat4(a.xyz, 0.0, a.yw, b.x, 0.0, a.z, b.xy, 0.0, vec4(0.0));
-    } else {
-        prepare_noise(bath, number);
-        vec4 b = vec4(0.0);
-        vec2 c = vec2(0.0);
-        FOR_OWN(i, q) {
-            vec4 here = STATE(i, q), along = VELOCITY(i, q), pull = FORCE(i, q), xi = NOISE(i, q);
-            a = vec4(add_dot(a.x, here, here), add_dot(a.y, here, along), add_dot(a.z, here, pull),
-                     add_dot(a.w, here, xi));
-            b = vec4(add_dot(b.x, along, along), add_dot(b.y, along, pull), add_dot(b.z, along, xi),
-                     add_dot(b.w, pull, pull));
+    bool noisy = number != NO_NOISE;
+    if (noisy) prepare_noise(bath, number);
+    vec4 a = vec4(0.0);  // x.x, x.v, x.force, v.v
+    vec4 b = vec4(0.0);  // v.force, force.force, x.noise, v.noise
+    vec2 c = vec2(0.0);  // force.noise, noise.noise
+    FOR_OWN(i, q) {
+        vec4 here = STATE(i, q), along = VELOCITY(i, q), pull = FORCE(i, q);
+        a = vec4(add_dot(a.x, here, here), add_dot(a.y, here, along), add_dot(a.z, here, pull),
+                 add_dot(a.w, along, along));
+        b.xy = vec2(add_dot(b.x, along, pull), add_dot(b.y, pull, pull));
+        if (noisy) {
+            vec4 xi = NOISE(i, q);
+            b.zw = vec2(add_dot(b.z, here, xi), add_dot(b.w, along, xi));
             c = vec2(add_dot(c.x, pull, xi), add_dot(c.y, xi, xi));
         }
-        sum_products(a, b, c);
-        products = mat4(a, a.y, b.xyz, a.z, b.yw, c.x, a.w, b.z, c);
     }
+    sum_products(a, b, c, noisy);
+    products = mat4(a.xyz, b.z, a.yw, b.x, b.w, a.z, b.xy, c.x, b.zw, c);
     squared_speed = products[1].y;
 }
 

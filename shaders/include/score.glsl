@@ -9,11 +9,7 @@ float add_product(float sum, float a, float b) {
 }
 
 float add_products(float sum, vec4 a, vec4 b) {
-    precise float s = fma(a.x, b.x, sum);
-    s = fma(a.y, b.y, s);
-    s = fma(a.z, b.z, s);
-    s = fma(a.w, b.w, s);
-    return s;
+    return add_product(add_product(add_product(add_product(sum, a.x, b.x), a.y, b.y), a.z, b.z), a.w, b.w);
 }
 
 float weigh(float sum, float weight, float shift) {

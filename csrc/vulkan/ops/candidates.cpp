@@ -3,7 +3,6 @@
 #include "vulkan/runtime/errors.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 
 namespace ebmvk {
@@ -60,8 +59,7 @@ ChainPlan chain_plan(Engine& engine, Storage storage, std::uint32_t quads, std::
   const auto words = storage == Storage::float16 ? 2u : 4u;
   const std::uint64_t held_words = device.registers - std::min(device.registers, kOtherWords);
   // State, velocity, noise, and with Metropolis the force where a trajectory began
-  const auto noises = static_cast<std::uint32_t>(std::lround(1 / integrator.friction));
-  const auto rows = 2 + noises + (integrator.metropolis ? 1 : 0);
+  const auto rows = 2 + integrator.noises + (integrator.metropolis ? 1 : 0);
   // The smallest workgroup with enough registers, and one invocation per quad of the state.
   for (std::uint32_t subgroups = 1; subgroups * size <= resident_group(device); subgroups *= 2) {
     const auto group = subgroups * size;
