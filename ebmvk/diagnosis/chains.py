@@ -28,8 +28,8 @@ def _flat(subject: Subject) -> Absent | None:
 
 @torch.no_grad()
 def denoising(subject: Subject) -> Row | Absent:
-    """L_kappa by noise level, to compare with a score of zero (1) and with the exact denoiser that
-    knows only unigram frequencies."""
+    """The denoising loss L_kappa at each noise level, beside that of the exact denoiser that knows
+    only unigram frequencies. A score of zero has loss 1."""
     if absent := _flat(subject):
         return absent
     config, device, counts = subject.run.config, subject.device, subject.text.counts
@@ -76,7 +76,7 @@ def langevin(subject: Subject) -> Row | Absent:
 
 def _sampled(subject: Subject, contexts: Contexts, name: SamplerName, temperature: float) -> Row:
     backend, health = subject.device.backend, SamplingHealth()
-    assert contexts.query is not None  # contexts of a model have one
+    assert contexts.query is not None  # contexts that a model made have a query
     assert contexts.bias is not None
     own = (contexts.bias, contexts.concentrations)
     space = TokenPoints(backend, contexts.mu, backend.points(contexts.mu), *own)
@@ -139,7 +139,7 @@ def show_langevin(found: Row) -> Shown:
 def _sampling_note(found: Row) -> str:
     temperature = found["temperature"]
     test = (
-        "A χ² test compares the tokens with p(v|c). A right sampler fails it by chance once in "
+        "A χ² test compares the tokens with p(v|c). A correct sampler fails it by chance once in "
         f"{round(1 / found['level']):,} diagnoses. TV: total variation."
         if temperature == 1
         else "At a temperature other than 1, chains do not follow p(v|c), so their tokens are compared but not tested."
@@ -153,8 +153,8 @@ def _sampling_note(found: Row) -> str:
 
 def _integrator_note(scheme: str) -> str:
     if METROPOLIS.get(scheme):
-        return f"Annealed Langevin, here with {scheme}, accepts or rejects, so only the annealing is approximate."
-    return "Annealed Langevin accepts every step, so it is right only approximately."
+        return f"Annealed Langevin, here with {scheme}, accepts or rejects steps, so only the annealing is approximate."
+    return "Annealed Langevin accepts every step, so its tokens follow p(v|c) only approximately."
 
 
 def _contexts(found: Row) -> Table:

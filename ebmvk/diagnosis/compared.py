@@ -13,10 +13,10 @@ from ebmvk.report.section import Picture
 from ebmvk.report.series import smooth, thin
 from ebmvk.report.tables import TRAINED, at
 
-MOST = COLOURS  # checkpoints in one picture; of more, the last ones
+MOST = COLOURS  # most checkpoints in one picture; if there are more, it shows the last ones
 TRENDS: dict[str, tuple[Any, ...]] = {
     "Bits per byte": ("Exact, on the same tokens for each checkpoint.", "likelihood", "validation", "bits_per_byte"),
-    "Nats of training text": ("Per token, exact, of its beginning.", "likelihood", "training", "nats_per_token"),
+    "Nats of training text": ("Exact, per token of its beginning.", "likelihood", "training", "nats_per_token"),
     "Coverage": (
         "Share of validation contexts that training's splats explain.", "splats", "stores", TRAINED, "coverage"
     ),
@@ -24,11 +24,12 @@ TRENDS: dict[str, tuple[Any, ...]] = {
         "Different pairs of tokens, divided by all pairs in the samples.", "samples", "model", "distinct_2"
     ),
 }  # fmt: skip
-"""Note and path of the figures that are drawn by step, for checkpoints of one run."""
+"""{title: (note, path in a record)} of the figures that are drawn by step."""
 
 
 def compared(records: Sequence[Row]) -> Iterator[Picture]:
-    """Pictures that show all checkpoints, or the last ones if there are more than colours."""
+    """Pictures that show all checkpoints, or the last ones if there are more checkpoints than
+    colours."""
     some = records[-MOST:]
     if len({own["folder"] for own in records}) == 1:
         yield from _trends(records)
@@ -40,7 +41,7 @@ def compared(records: Sequence[Row]) -> Iterator[Picture]:
 
 
 def _trends(records: Sequence[Row]) -> Iterator[Picture]:
-    """Checkpoints of one run, by step."""
+    """Figures of the checkpoints of one run, by step."""
     rows = sorted(records, key=lambda own: float(own["step"]))
     for title, (note, *keys) in TRENDS.items():
         points = [(float(own["step"]), float(at(own, *keys))) for own in rows if at(own, *keys) is not None]
@@ -70,7 +71,7 @@ def _frequencies(records: Sequence[Row]) -> Picture:
         name: [float(buckets[label]["nats_per_token"]) if label in buckets else 0.0 for label in labels]
         for name, buckets in found.items()
     }
-    note = "By how often the training text has a token; of each checkpoint's own tokens."
+    note = "Tokens are grouped by how often they occur in the training text. Each checkpoint has its own tokens."
     return Picture("Nats per token by frequency", note, Bars(labels, series, X_FREQUENCY, "nats per token"))
 
 
@@ -80,5 +81,5 @@ def _denoising(records: Sequence[Row]) -> Picture:
         for colour, own in enumerate(records)
         for levels in [own["sections"]["denoising"]["levels"]]
     ]
-    only = f"Of {records[0]['name']}. " if len(records) == 1 else ""  # a single curve has no legend
+    only = f"Checkpoint: {records[0]['name']}. " if len(records) == 1 else ""  # a single curve has no legend
     return Picture("Error of the score", f"{only}The further right, the less noise.", score_errors(curves))

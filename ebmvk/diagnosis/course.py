@@ -16,13 +16,13 @@ from ebmvk.report.tables import DASH, Table, number, percent
 from ebmvk.runs.metrics import METRICS_FILE, History
 
 EPOCHS = 24  # most rows of the table; with more epochs, evenly spaced ones are shown
-SPIKE = 6.0  # robust standard deviations above a neighbourhood
+SPIKE = 6.0  # a spike lies this many robust standard deviations above its neighbourhood
 NEIGHBOURHOOD = 25  # steps
 
 
 def convergence(subject: Subject) -> Row | Absent:
-    """Verdicts on the energies of training and validation. The overall verdict is training's,
-    unless validation is diverging, or training's is undecided."""
+    """Verdicts on the energies of training and validation. The overall verdict is training's. It is
+    validation's if validation is diverging, or if only training is undecided."""
     history = subject.history
     if not history.steps:
         return Absent(f"the run folder has no {METRICS_FILE} with training steps")
@@ -55,8 +55,8 @@ def energy(subject: Subject) -> Row | Absent:
 
 def passes(history: History) -> tuple[Values, Values]:
     """Some steps and, for each, the number of passes over the training text so far. Values between
-    them can be interpolated. There are several because a resumed run may have changed its batch
-    size. The last one lies one pass beyond the end of the run."""
+    them can be interpolated. There are several steps because a resumed run may have changed its
+    batch size. The last step lies one pass beyond the end of the run."""
     starts = [(row["step"], row["steps_per_epoch"]) for row in history.starts] or [(0, history.step)]
     steps, lengths = zip(*starts, strict=True)
     at = np.array([0, *steps[1:], max(history.step, steps[-1]) + max(1, lengths[-1])], dtype=np.float64)
@@ -65,7 +65,8 @@ def passes(history: History) -> tuple[Values, Values]:
 
 def epochs(history: History) -> list[Row]:
     """A row for each pass over the training text: steps, mean energy in nats, standard deviation
-    between steps, change per 100 steps within it (least squares), and its last validation."""
+    between steps, change per 100 steps within the pass (least squares), and the pass's last
+    validation."""
     at, done = passes(history)
     last = math.ceil(done[-1] - 1e-9) - 2
     chosen = sorted({round(float(i)) for i in np.linspace(0, last, min(EPOCHS, last + 1))})
@@ -123,7 +124,7 @@ def show_convergence(found: Row) -> Shown:
 
 
 def show_energy(found: Row) -> Shown:
-    """Energy by epoch. found: with the `curves` of its record."""
+    """Energy by epoch. found: what `energy` measured, with the record's `curves`."""
     latent = "" if found["langevin"] is None else f" Langevin chains end at energy {number(found['langevin'], '.3f')}."
     note = (
         f"Mean energy E(v|c) = −log p(v|c) of the true next tokens, in nats. {found['spikes']} of {found['steps']:,} "
@@ -148,7 +149,7 @@ def _course(curves: Row) -> Picture:
     if curves["validation"]:
         at, nats = ([point[i] for point in curves["validation"]] for i in (0, 1))
         drawn.append(Curve("validation", at, nats, dots=True, colour=1))
-    note = "The verdict is about these curves. Faint: each step."
+    note = "The verdict is about these curves. Faint curves show every step."
     return Picture("Energy of the true tokens", note, Lines(drawn, ylabel="nats"))
 
 

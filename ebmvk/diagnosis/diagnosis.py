@@ -28,14 +28,14 @@ SECTIONS: tuple[Section[Subject, Row], ...] = (
     *memory.SECTIONS,
     *writing.SECTIONS,
 )
-"""In the order of the page."""
+"""The sections, in the order of the page."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """record: JSON values, without tensors. nats: (n,) of validation's first tokens, to pair with
-    those of another checkpoint; tokens: their ids, as bytes; starts: where their documents
-    begin."""
+    """record: JSON values, without tensors. nats: (n,), the cost of validation's first tokens, to
+    pair with that of another checkpoint; tokens: the ids of these tokens, as bytes; starts: where
+    their documents begin."""
 
     record: Row
     nats: Tensor
@@ -98,8 +98,9 @@ def _curves(subject: Subject) -> Row:
 def together(found: Sequence[Diagnosis]) -> Row:
     """The record of one diagnosis or of several.
 
-    `against_first` is the difference from the first one, paired by token. It is None for the first
-    one itself, and for one with other tokens, such as those of another tokenizer.
+    `against_first` is a checkpoint's difference from the first one, paired by token. It is None for
+    the first checkpoint itself, and for a checkpoint that read other tokens, such as those of
+    another tokenizer.
     """
     first, rows = found[0], []
     tails = _tails([own.record["folder"] for own in found])
@@ -113,7 +114,7 @@ def together(found: Sequence[Diagnosis]) -> Row:
 
 
 def _tails(folders: Sequence[str]) -> list[str]:
-    """The shortest ends of the paths that still differ between different folders."""
+    """The end of each path, just long enough to tell different folders apart."""
     parts = [Path(folder).parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         tails = [str(Path(*own[-length:])) for own in parts]

@@ -21,8 +21,8 @@ X_FREQUENCY = "occurrences in the training text"
 
 @dataclass(frozen=True)
 class Bucket:
-    """Validation tokens that occur `low` to `high` times in the training text (None: any larger
-    number).
+    """Validation tokens that occur `low` to `high` times in the training text; `low` or more if
+    `high` is None.
 
     types: number of vocabulary entries that occur this often; tokens: how many times they occur in
     validation; nats: their total cost under the model; unigram: their total cost under training
@@ -46,7 +46,8 @@ def buckets(nats: Tensor, tokens: Tensor, counts: Tensor) -> list[Bucket]:
     """Buckets by training frequency; buckets that no vocabulary entry falls into are omitted. Their
     nats add up to those of the text.
 
-    nats: (n,) float64, of each of the tokens (n,) int64; counts: (V,) int64, of the training text.
+    nats: (n,) float64, the cost of each of the tokens (n,) int64. counts: (V,) int64, how often
+    each token occurs in the training text.
     """
     edges = torch.tensor(EDGES[1:])
     place, kind = torch.bucketize(counts[tokens], edges, right=True), torch.bucketize(counts, edges, right=True)
@@ -112,8 +113,8 @@ def _note(found: Row) -> str:
     note = (
         f"{part}, context {own['context']}, stride {own['stride']}. The first {train['tokens']:,} tokens of the "
         f"training text cost {number(train['nats_per_token'])} nats each; validation costs {number(abs(gap))} "
-        f"{'more' if gap >= 0 else 'less'}. Below: the same tokens by how often training showed them, beside a model "
-        "that knows nothing but these frequencies."
+        f"{'more' if gap >= 0 else 'less'}. The table groups validation's tokens by how often training showed them, "
+        "beside a model that knows nothing but these frequencies."
     )
     return note if per_word(own) is not None else f"{note} Perplexity per word: {why_no_word(own)}."
 
@@ -131,7 +132,7 @@ def _pictures(found: Row) -> list[Picture]:
     return [
         Picture(
             "Nats per token by frequency",
-            "Tokens of validation, by how often the training text has them.",
+            "Tokens of validation, by how often they occur in the training text.",
             Bars(labels, costs, X_FREQUENCY, "nats per token"),
         ),
         Picture(

@@ -27,11 +27,11 @@ from ebmvk.runs.layout import MEMORY_FILE
 from ebmvk.splats.health import quantiles
 
 SHARES = (0.05, 0.5, 0.95)  # quantiles in the record
-OF_TRAINING = "splats of training"  # without a memory file
+OF_TRAINING = "splats of training"  # tried if the checkpoint has no memory file
 
 
 def memory(subject: Subject) -> Row | Absent:
-    """The memory of `ebmvk memory`; without one, training's splats as a static memory."""
+    """The memory that `ebmvk memory` built; without one, training's splats as a static memory."""
     folder = subject.run.checkpoint.path
     if (folder / MEMORY_FILE).is_file():
         return _fitted(subject)
@@ -50,7 +50,8 @@ def _fit(subject: Subject) -> Fit:
 
 
 def _fitted(subject: Subject) -> Row:
-    """Each mode of the memory on the start of validation, and if its gates were fitted on it."""
+    """Measure each mode of the memory on the start of validation; record if its gates saw that
+    text."""
     found = load(subject.run.checkpoint.path, subject.run.model, "episodic")
     fitted_on = FittedOn.read(subject.run.checkpoint.path / MEMORY_FILE)
     mode: Mode = "episodic" if found.static is None else "both"
@@ -77,7 +78,7 @@ def _fitted(subject: Subject) -> Row:
 
 
 def _gains(nats: Mapping[Law, Tensor], base: Law, starts: npt.NDArray[np.int64]) -> dict[str, Row]:
-    """Gains of the laws with a memory over `base`; also of `calibrated` if `base` is plain."""
+    """Gains over `base` of the laws with a memory, and of `calibrated` if `base` is "none"."""
     without = {"none", base}
     return {law: paired(own, nats[base], starts).record() for law, own in nats.items() if law not in without}
 
@@ -114,7 +115,7 @@ def _strength(own: torch.nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _without(model: Infinito) -> Iterator[None]:
-    """The model with its memory taken out."""
+    """A block in which the model has no memory."""
     own, model.memory = model.memory, None
     try:
         yield
@@ -153,7 +154,7 @@ def _show_fitted(found: Row) -> Shown:
     ]
     note = (
         f"A memory with {found['splats']:,} static splats, on the first {found['tokens']:,} tokens of validation. "
-        "Below zero, a tier makes the model better; each tier's probabilities include the model's. Intervals (95 %): "
+        "Below zero, a tier makes the model better; its probabilities include the model's own. Intervals (95 %): "
         f"{basis(next(iter(found['gains'].values())))}. {_calibration(found)} {_in_sample(found)}"
     )
     tables = [
@@ -185,7 +186,7 @@ def _in_sample(found: Row) -> str:
     if fitted_on is None:
         return f"The earlier version didn't record what the gates were fitted on. If it was validation, {flatter}"
     text = f"Gates were fitted on {fitted_on['tokens']:,} tokens of {fitted_on['text']}"
-    return f"{text}, {here:,} of which are measured here: {flatter}" if here else f"{text}, none of which is here."
+    return f"{text}, {here:,} of them measured here: {flatter}" if here else f"{text}, none of them measured here."
 
 
 def show_external(found: Row) -> Shown:
@@ -196,7 +197,7 @@ def show_external(found: Row) -> Shown:
         f"{number(found['strength']['mean'], '.3f')} (5 % {low}, median {middle}, 95 % {high}); the threshold is "
         f"{number(found['threshold'], '.3f')}. Below zero, the memory makes the model better."
     )
-    rows = [("with the memory, against the same model without", f"{interval(found['gain'])}, {basis(found['gain'])}")]
+    rows = [("with the memory, against the model without it", f"{interval(found['gain'])}, {basis(found['gain'])}")]
     return Shown(note, tables=[Table(("", "nats / token (95 %)"), rows)])
 
 

@@ -13,7 +13,7 @@ from ebmvk.report import glossary
 from ebmvk.report.section import Part, Shown
 from ebmvk.report.tables import DASH, STATIC, TRAINED, Table, at, interval, number, per_word, percent, plain
 
-COLUMNS = 100  # of prose on a terminal
+COLUMNS = 100  # width of prose on a terminal
 TITLES = {section.name: section.title for section in SECTIONS}
 
 
@@ -56,7 +56,7 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 
 def _texts(shown: Sequence[Part]) -> Iterator[str]:
-    """The texts on a terminal that may have a term in them."""
+    """The texts of a diagnosis that may use a term of the glossary."""
     for part in shown:
         yield part.shown.note
         for table in part.shown.tables:

@@ -24,7 +24,7 @@ SIZES = {
     "scored": "tokens for denoising",
     "remembered": "tokens read with a memory",
     "contexts": "contexts for samplers",
-    "chains": "chains of Langevin in each context (a quarter of it for other samplers)",
+    "chains": "Langevin chains in each context (a quarter as many for other samplers)",
     "samples": "samples",
     "sample_tokens": "tokens of each sample",
     "looked": "tokens shown to attention heads",
@@ -49,10 +49,10 @@ def _one(own: Row, version: str) -> str:
 
 def _several(found: Sequence[Row], version: str) -> str:
     lead = (
-        "Each on validation of its own corpus. Differences are paired token by token if both read the same tokens; "
-        "bits per byte compare across tokenizers, too."
+        "Each checkpoint reads the validation text of its own corpus. Differences are paired token by token if both "
+        "read the same tokens. Bits per byte can be compared across tokenizers, too."
     )
-    note = f"The last {MOST} checkpoints, as there are {MOST} colours." if len(found) > MOST else ""
+    note = f"Only the last {MOST} checkpoints are drawn, because there are {MOST} colours." if len(found) > MOST else ""
     sides = [Part(own["name"], Shown(banners=_banners(own), points=_advice(own))) for own in found]
     texts = [(own["name"], own["sections"]["samples"]["texts"][0].strip()) for own in found]
     shown = [
@@ -85,7 +85,7 @@ def _tiles(record: Row) -> Iterator[Tile]:
     found = record["sections"]["likelihood"]
     own = found["validation"]
     unigram = sum(bucket["unigram"] for bucket in found["buckets"]) / math.log(2) / max(1, own["bytes"])
-    note = f"exact; knowing only how frequent tokens are: {number(unigram, '.3f')}"
+    note = f"exact; a model that knows only token frequencies: {number(unigram, '.3f')}"
     yield Tile(number(own["bits_per_byte"], ".3f"), "bits per byte", note)
     yield Tile(number(own["ppl_token"], ",.1f"), "perplexity per token", f"{own['tokens']:,} tokens")
     if (word := per_word(own)) is not None:

@@ -13,12 +13,12 @@ from ebmvk.memory.static import MAX_SPLATS
 from ebmvk.monitoring.advice import advice
 from ebmvk.report.tables import SETTLED
 
-DEAD, TWINS = 0.3, 0.1  # shares of the splats
-COVERED = 0.3  # share of the contexts
-UNBALANCED = 0.7  # effective experts, divided by all experts
+DEAD, TWINS = 0.3, 0.1  # shares of the splats above which there is advice
+COVERED = 0.3  # share of the contexts below which there is advice
+UNBALANCED = 0.7  # effective experts, divided by all experts, below which there is advice
 TEMPERATURE_OFF = 0.05
-WORTH = 0.01  # nats per token
-REPEATS = 0.1  # difference from the repetition of human text
+WORTH = 0.01  # nats per token; a memory that gains more is recommended
+REPEATS = 0.1  # how much more than human text a model may repeat itself without advice
 RECENT = 50  # last steps, whose mean is the training energy
 
 
@@ -39,12 +39,12 @@ def _typed(path: Path) -> str:
 
 
 def _train(subject: Subject, steps: int) -> str:
-    patience = " --patience 0" if subject.run.config.training.patience else ""  # or it stops at once
+    patience = " --patience 0" if subject.run.config.training.patience else ""  # or the run could stop at once
     return f"ebmvk train --resume --run-dir {_typed(subject.run.folder)} --steps {steps}{patience}"
 
 
 def _advice(subject: Subject, found: Row) -> Iterator[str]:
-    """The advice that training gives at its end."""
+    """The same advice that training gives at its end."""
     history = subject.history
     if not history.steps or not history.facts:
         return
@@ -80,7 +80,7 @@ def _course(subject: Subject, found: Row) -> Iterator[str]:
     spikes = found.get("energy", {}).get("spikes", 0)
     if spikes > max(3, 0.01 * found.get("energy", {}).get("steps", 0)):
         clip, rate = f"--grad-clip {training.grad_clip / 2:g}", f"--lr {training.learning_rate / 2:g}"
-        yield f"the energy of {spikes} steps spikes; start a new run with {clip}, or with {rate}"
+        yield f"the energy spikes in {spikes} steps; start a new run with {clip}, or with {rate}"
 
 
 def _energies(subject: Subject, found: Row) -> Iterator[str]:
@@ -139,7 +139,7 @@ def _most_splats(subject: Subject, n: int) -> str:
 
 
 def _more_splats(subject: Subject) -> str | None:
-    """Twice as many splats, or --max-splats if that is fewer; None if the run has that many."""
+    """Twice the number of splats, at most --max-splats; None if the run already has that many."""
     config = subject.run.config.splats
     now = config.curriculum_target_splats if config.enable_curriculum_learning else config.n_splats_init
     most = min(2 * now, config.max_splats)
@@ -168,8 +168,8 @@ def _memory(subject: Subject, found: Row) -> Iterator[str]:
 
 
 def _worse_for_sure(gain: Row) -> bool:
-    """True if the whole interval is above 0, so that other documents are expected to cost more too.
-    An interval within one document says nothing about others."""
+    """True if the whole interval is above 0, so that other documents are expected to cost more,
+    too. An interval within one document says nothing about other documents."""
     return gain["low"] is not None and gain["low"] > 0 and gain.get("method") != "stretches"
 
 

@@ -38,7 +38,7 @@ _HISTOGRAMS = {
     "log10_usage": ("Usage", "How often each is recalled, or how much it holds.", "log₁₀ of the usage"),
     "age_epochs": ("Age", "Time since each was created.", "epochs"),
 }
-"""Title, note and label of the x axis."""
+"""{figure: (title, note, label of the x axis)}."""
 
 
 def splats(subject: Subject) -> Row | Absent:
@@ -164,7 +164,7 @@ def flat_map(subject: Subject, store: SplatStore, usage: Tensor) -> Row:
 def projected(mu: Tensor, usage: Tensor) -> Row:
     """A map of mu (n, d).
 
-    x, y: along the two directions of largest variance. `variance`: the share of the variance in
+    x, y: along the two directions of largest variance. `variance`: the share of the variance along
     them. Also the rank of each splat's usage (n,), from 0 to 1.
     """
     centred = (mu - mu.mean(0)).double()
@@ -224,7 +224,9 @@ def show_lexical(found: Row) -> Shown:
     )
     rows = [(" and ".join(map(shown, own["tokens"])), number(own["cosine"])) for own in found["nearest"]]
     pictures = _histograms(found["histograms"], "Tokens", "tokens")
-    pictures.append(_map(found["map"], "Map of tokens", "the most frequent tokens", "the more often in training"))
+    pictures.append(
+        _map(found["map"], "Map of tokens", "the most frequent tokens", "the more often in the training text")
+    )
     return Shown(note, tables=[Table(("tokens nearest to each other", "cosine"), rows)], pictures=pictures)
 
 

@@ -30,11 +30,11 @@ Row = dict[str, Any]
 class Sizes:
     """How much a diagnosis looks at.
 
-    All are numbers. tokens: those whose likelihood is measured, in validation and in the training
-    text. scored: tokens for denoising. remembered: tokens read with a memory. contexts: contexts
-    for the samplers; chains: chains in each context. samples: texts to write; sample_tokens: tokens
-    of each text. looked: tokens for attention maps. routed: tokens for experts. splats: splats
-    whose nearest neighbours are looked up. drawn: points on a map.
+    Each field is a count. tokens: those whose likelihood is measured, in validation and in the
+    training text. scored: tokens for denoising. remembered: tokens read with a memory. contexts:
+    contexts for the samplers; chains: chains in each context. samples: texts to write;
+    sample_tokens: tokens of each text. looked: tokens for attention maps. routed: tokens for
+    experts. splats: splats whose nearest neighbours are looked up. drawn: points on a map.
     """
 
     tokens: int = 20_000
@@ -58,7 +58,7 @@ QUICK = Sizes(
 
 @dataclass(frozen=True)
 class Text:
-    """A corpus in tokens. counts: (V,) int64, how often each occurs in the training split."""
+    """A corpus in tokens. counts: (V,) int64, how often each token occurs in the training split."""
 
     name: str
     validation: TokenStream
@@ -67,11 +67,12 @@ class Text:
 
     @classmethod
     def of(cls, run: OpenRun, dataset: str | None, data_dir: Path | None) -> Text:
-        """The text that a run was trained on. dataset, data_dir: where it is now, if it has moved.
+        """The text that a run was trained on. dataset, data_dir: where the text is now, if it has
+        moved.
 
         Raises:
-            DataError: it can't be found. CheckpointError: its files have changed (for `builtin`:
-            those of Python).
+            DataError: the text can't be found. CheckpointError: its files have changed (for
+                `builtin`: the files of Python).
         """
         data = run.config.data
         corpus = own_text(run.config, dataset, data_dir)

@@ -25,13 +25,14 @@ BLOCKS, LEAST = 20, 8  # most and fewest means that the trend is tested on
 RELATED = 0.98  # the largest correlation of neighbours that is believed
 FEW = 5  # with fewer values in a stretch, its own correlation can't be estimated
 TEST = (
-    "Mann-Kendall test for a trend in the second half, at the 5 % level, on at most 20 means of equal stretches; its "
-    "variance is corrected for autocorrelation (Hamed and Rao; for a fall, at most by the correlation within the "
-    "stretches). Or a sign test of the changes from mean to mean, at half that level. The change is a Theil-Sen slope "
-    "with its 95 % interval; below 1 % of the level it counts as none. Diverging: a rise, or a last tenth more than "
-    "2 % above the best tenth (Welch test, p < 1e-4). Undecided: no trend, but the interval reaches beyond 5 % of the "
-    "level. Converged: no trend, and the level is 5 % and three standard errors below the first one; otherwise "
-    "stalled. Training decides, unless validation is diverging or training is undecided"
+    "Mann-Kendall test for a trend in the second half, at the 5 % level, on at most 20 means of equal stretches. Its "
+    "variance is corrected for autocorrelation (Hamed and Rao); for a fall, the correction is at most that by the "
+    "correlation within the stretches. A sign test of the changes from mean to mean, at half that level, may also find "
+    "a trend. The change is a Theil-Sen slope with its 95 % interval; a change below 1 % of the level counts as none. "
+    "Diverging: a rise, or a last tenth more than 2 % above the best tenth (Welch test, p < 1e-4). Undecided: no "
+    "trend, but the interval reaches beyond 5 % of the level. Converged: no trend, and the level is 5 % and three "
+    "standard errors below the first one; otherwise stalled. Training decides, unless validation is diverging or "
+    "training is undecided"
 )
 
 
@@ -56,7 +57,7 @@ class Verdict:
 
 
 def verdict(values: Sequence[float]) -> Verdict:
-    """The verdict on a loss by step or by evaluation; smaller is better. values: > 0."""
+    """The verdict on the losses of steps or evaluations. values: > 0; smaller is better."""
     y = np.asarray(values, dtype=np.float64)
     second = y[len(y) // 2 :]
     if len(second) < LEAST:
@@ -77,9 +78,9 @@ def _trend(means: Values, most: float) -> dict[str, float]:
     The variance of Kendall's S is that of Hamed and Rao, J. Hydrol. 204 (1998), with
     autocorrelations r^k.
 
-    most: the largest r that is used for a fall. A fall bends, and steps at epochs, so the residuals
-    of a line look more correlated than the noise is. A rise is an alarm, and r isn't limited: noise
-    may be correlated over more than neighbouring values.
+    most: the largest r that is used for a fall. A falling loss bends, and jumps where an epoch
+    ends, so the residuals of a line look more correlated than the noise is. For a rise, r isn't
+    limited: a rise raises an alarm, and noise may be correlated over more than neighbouring values.
     """
     n, span = len(means), len(means) - 1
     first, second = np.triu_indices(n, 1)
@@ -124,9 +125,9 @@ def _sign_test(rises: Values) -> float:
 
 
 def _related(residuals: Values) -> float:
-    """Correlation of the ranks of neighbours, 0 to `RELATED`, corrected for the line that was
-    fitted: with n values it appears smaller by (2 + 4 r) / n (Kendall, Biometrika 41, 1954, with a
-    line in place of a mean)."""
+    """Correlation r of the ranks of neighbours, 0 to `RELATED`. Fitting a line to n values makes r
+    appear smaller by (2 + 4 r) / n, which is corrected (Kendall, Biometrika 41, 1954, with a line
+    in place of a mean)."""
     n = len(residuals)
     ranks = stats.rankdata(residuals) - (n + 1) / 2
     own = float(ranks @ ranks)
@@ -136,8 +137,8 @@ def _related(residuals: Values) -> float:
 def _jumped(y: Values) -> bool:
     """True if the last tenth lies above the best tenth by more than noise and by a material amount.
 
-    The variance of a mean of m values with autocorrelations r^k: Bayley and Hammersley, J. R. Stat.
-    Soc. 8 (1946).
+    The variance of a mean of m values with autocorrelations r^k is from Bayley and Hammersley, J.
+    R. Stat. Soc. 8 (1946).
     """
     parts = np.array_split(y, 10)
     if min(map(len, parts)) < 2:

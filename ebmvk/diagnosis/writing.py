@@ -37,7 +37,7 @@ def samples(subject: Subject) -> Row:
 
 
 def figures(texts: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Repetition and diversity of texts in tokens."""
+    """Repetition and diversity of texts, each a list of tokens."""
     repeated = mean(repetition_rate([], text) for text in texts) if texts else 0.0
     return {"repetition_rate": repeated} | {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)}
 
@@ -66,8 +66,8 @@ def experts(subject: Subject) -> Row | Absent:
 
 
 def balance(load: Sequence[float]) -> dict[str, float]:
-    """Figures on how even the shares (E,) are, which sum to 1. effective: exp of their entropy; it
-    is E if all are equal.
+    """Figures on how even the shares (E,) are; the shares sum to 1. effective: exp of their
+    entropy, which is E if all shares are equal.
     """
     entropy = -sum(share * math.log(share) for share in load if share > 0)
     return {"effective": math.exp(entropy), "largest": max(load), "gini": gini(torch.tensor(load))}
@@ -88,7 +88,7 @@ def show_experts(found: Row) -> Shown:
         for own in found["layers"]
     ]
     own = shared.experts(found["layers"])
-    note = f"Effective experts: the number of equally used experts that would be as varied. {own.note}"
+    note = f"Effective experts: the number of equally used experts that would have the same entropy. {own.note}"
     head = ("layer", "effective experts", "largest load", "Gini coefficient")
     return Shown(note, tables=[Table(head, rows), *own.tables])
 

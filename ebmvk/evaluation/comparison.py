@@ -36,8 +36,8 @@ HUMAN = "human"
 class Passages:
     """Prompts and their real continuations.
 
-    prompts: their texts. begun: their tokens, after an end-of-text token. real: the tokens that
-    follow each.
+    prompts: the texts of the prompts. begun: the tokens of each prompt, after an end-of-text token.
+    real: the tokens that follow each prompt.
     """
 
     prompts: list[str]
@@ -48,13 +48,14 @@ class Passages:
     def of(cls, stream: TokenStream, tokenizer: Tokenizer, count: int, prompt: int, length: int) -> Passages:
         """Evenly spaced passages of a text, each within one document.
 
-        Only passages are used whose prompt, encoded again as text, gives the same tokens.
+        A passage is used only if its prompt, decoded and encoded again, gives the same tokens.
 
         Args:
-            count: number of passages. prompt, length: tokens of each prompt and of what follows it.
+            count: number of passages. prompt, length: number of tokens of each prompt, and of what
+                follows it.
 
         Raises:
-            DataError: the text has fewer passages.
+            DataError: the text has fewer than `count` passages.
         """
         ends = [*stream.starts[1:].tolist(), len(stream)]
         need = prompt + length
@@ -97,12 +98,12 @@ class Judge:
     layers: Layers | None = None
 
     def nats(self, begun: list[int], tokens: list[int]) -> float:
-        """Nats of the tokens that follow those of a prompt."""
+        """Nats of the tokens that follow the prompt's tokens."""
         return float(self._after(begun, [*begun, *tokens]).sum())
 
     def nats_of_text(self, prompt: str, text: str) -> float:
-        """Nats of a text after a prompt. The prompt and the text are encoded together; as many
-        tokens as the prompt alone has are skipped.
+        """Nats of a text after a prompt. The prompt and the text are encoded together. The first n
+        tokens are skipped, where n is the number of tokens of the prompt alone.
         """
         whole, begun = (self.tokenizer.encode_prompt(part).tolist() for part in (prompt + text, prompt))
         return float(self._after(begun, whole).sum())
@@ -135,7 +136,7 @@ def compare(
     """
     real = [own.tokenizer.decode(tokens) for tokens in passages.real]
     yield {"strategy": HUMAN, "settings": {}} | _figures(own, other, passages, passages.real, real, None)
-    if generator.layers is not None:  # compiled at the first prompts, which is not part of a strategy's speed
+    if generator.layers is not None:  # the first prompts compile the layers, outside of the time of a strategy
         generator.generate(passages.prompts, Decoding(1, sampler=sampler, seed=seed))
     for name, strategy in strategies.items():
         began = time.perf_counter()
@@ -173,8 +174,8 @@ def _figures(
 def _judged(
     own: Judge, other: Judge | None, prompts: list[str], written: list[tuple[list[int], list[int]]], texts: list[str]
 ) -> dict[str, Any]:
-    """Figures under the judge. judge_unit: "token", or "byte" if its tokens differ; judge_nats:
-    nats per such unit.
+    """Figures under the judge. judge_unit: "token", or "byte" if the judge has other tokens;
+    judge_nats: nats per such unit.
     """
     size = sum(len(text.encode()) for text in texts)
     if other is None or not size:

@@ -1,4 +1,4 @@
-"""Registers `ebmvk` as a model of lm-evaluation-harness, an extra, when it is imported."""
+"""Importing this module registers `ebmvk` as a model of lm-evaluation-harness (an extra)."""
 
 from __future__ import annotations
 

@@ -24,12 +24,12 @@ from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
 Method = Literal["documents", "stretches", "none"]
-FEW = 20  # documents; with fewer, intervals are wide, and too narrow for differences with a long tail
+FEW = 20  # documents; with fewer, intervals are wide, and still too narrow if differences have a long tail
 STRETCH = 256  # fewest tokens of a stretch; tokens that far apart are hardly correlated
 STRETCHES = (5, 10)  # fewest and most stretches of a single document
 ENOUGH = STRETCHES[0] * STRETCH
-"""Tokens from which a text can tell which of two results is better. With fewer, a single document
-has no interval."""
+"""The fewest tokens that can show which of two results is better. A single document with fewer
+tokens has no interval."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Interval:
 
     low, high: None if the text is one short document. method: "documents" if the interval holds for
     texts like these documents; "stretches" if there is only one document and the interval holds
-    for that document only; "none" without an interval. documents: the number of documents.
+    for that document only; "none" if there is no interval. documents: the number of documents.
     """
 
     nats_per_token: float
@@ -76,7 +76,7 @@ def paired(nats: Tensor, base: Tensor, starts: npt.NDArray[np.int64]) -> Interva
 
 
 def documents_of(starts: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int64]:
-    """(n,) the document of each of the tokens 1 to n of a stream. starts: as for `paired`."""
+    """The document of each of the tokens 1 to n of a stream: (n,). starts: as for `paired`."""
     # The end-of-text token at `starts` is also predicted, one place earlier, and counts to its own
     # document.
     return np.searchsorted(np.maximum(starts - 1, 0), np.arange(n), side="right") - 1

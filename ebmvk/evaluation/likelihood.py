@@ -27,8 +27,8 @@ from ebmvk.model.reading import Layers, TorchLayers
 @dataclass(frozen=True)
 class TextSize:
     """Counts of a stream. tokens: the predicted ones, all but the first; words, bytes: those of its
-    text; unknown: number of characters that became unknown tokens, so the nats do not cover which
-    characters they are."""
+    text; unknown: number of characters that became unknown tokens. The nats don't cover which
+    characters these are."""
 
     tokens: int
     words: int
@@ -76,9 +76,8 @@ class Likelihood:
 
 
 def window(context: int | None, stride: int | None, config: Config) -> tuple[int, int]:
-    """(context, stride) of windows.
-
-    By default a training window and half of it. Raises ConfigError.
+    """(context, stride) of windows. The defaults are the length of a training window and half of
+    it. Raises ConfigError.
     """
     context = config.data.seq_length if context is None else context
     if context < 1:
@@ -141,8 +140,8 @@ def token_nats(
     reader: Reader | None = None,
     layers: Layers | None = None,
 ) -> dict[Law, Tensor]:
-    """{law: -log p of each token but the first, (n - 1,) float64}: the model alone, each tier of
-    `reader`.
+    """{law: -log p of each token but the first, (n - 1,) float64}, for the model alone and for each
+    law of `reader`.
 
     layers: what runs the model's layers; by default torch on `device`. A memory is read on the CPU
     and the engine, from the states that the layers give.
@@ -201,7 +200,7 @@ def read_text(law: TokenLaw, reader: Reader, query: Tensor, h: Tensor, tokens: T
 
 
 def trigram(train: TokenStream, stream: TokenStream, size: TextSize, vocab_size: int) -> Likelihood:
-    """An interpolated Kneser-Ney trigram fitted to the same training tokens, on the same stream."""
+    """The likelihood of `stream` under an interpolated Kneser-Ney trigram, fitted to `train`."""
     began = time.perf_counter()
     nats = ngram.fit(train.tokens, vocab_size).nats(stream.tokens)
     return Likelihood(nats, size.tokens, size.words, size.bytes, 2, 1, time.perf_counter() - began)

@@ -126,7 +126,7 @@ def measure(
         context, stride: number of tokens in a window, and from one window to the next.
         limit: only score this many tokens; None scores all.
         against: another run with the same tokenizer, compared on the same tokens.
-        scrambled: recorded only; it says that the subject's memory is scrambled.
+        scrambled: True if the subject's memory is scrambled. It is only recorded.
 
     Raises:
         ArgumentError: the stride is out of range. NonFinite: a token has no finite log-probability.
@@ -203,8 +203,8 @@ def score_levels(
 ) -> list[dict[str, Any]]:
     """L_kappa by noise level on the first tokens of a text, without memory, as rows of JSON values.
 
-    The unigram frequencies are those of the run's training text. If `text` is another one, the
-    run's own is read as well. data_dir: the folder of data sets, to find it.
+    The unigram frequencies are those of the run's training text. If `text` is another corpus, the
+    run's own is read as well. data_dir: the folder of data sets in which to find the run's own.
 
     Raises:
         DataError: the run's own text doesn't exist. CheckpointError: its files have changed.

@@ -32,8 +32,8 @@ from ebmvk.model.token_layers import TokenLayers
 from ebmvk.runs.folder import OpenRun, open_run
 from ebmvk.sampling.registry import SamplerName
 
-MAX_TOKENS = 256  # of a text, unless the task says
-_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # names for that, by precedence
+MAX_TOKENS = 256  # most tokens of a text, if the task sets no limit
+_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # names of that limit in a task; the first one given counts
 _NAMES = {"no_repeat_ngram_size": "no_repeat_ngram"}  # {name in transformers: our name}
 Done = Callable[[int], object]
 T = TypeVar("T")
@@ -46,7 +46,7 @@ def _nobody(_: int) -> None:
 class Scorer:
     """A checkpoint that answers many requests at once. context, stride: those of the windows, as in
     `ebmvk evaluate`. layers, token_layers: what runs the model's layers to score whole texts and to
-    write; by default torch. Continuations are always scored by torch.
+    write texts; by default torch. Continuations are always scored by torch.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from torch import Tensor
 from ebmvk.data.tokenizer import Ids
 
 WINDOW = 5  # tokens to each side; the o-th has weight (WINDOW - o + 1) / WINDOW
-SMOOTHING = 0.75  # power of the context frequencies: rare contexts have too much information
+SMOOTHING = 0.75  # power of the context frequencies; without it, rare contexts count too much
 OVERSAMPLING, ROUNDS = 32, 2  # extra columns and power iterations of the randomised decomposition
 _Sparse = Any  # scipy.sparse.csr_matrix, which has no types
 
@@ -49,8 +49,8 @@ def positive_pmi(counts: _Sparse) -> _Sparse:
 def singular_vectors(matrix: _Sparse, k: int, seed: int) -> tuple[Tensor, Tensor]:
     """The k leading left singular vectors (V, k) and values (k,), float64.
 
-    By the randomised range finder with power iterations (Halko, Martinsson & Tropp 2011, algorithm
-    4.4). The same seed gives the same result.
+    Computed by the randomised range finder with power iterations (Halko, Martinsson & Tropp 2011,
+    algorithm 4.4). The same seed gives the same result.
     """
     random = np.random.default_rng(seed)
     width = min(k + OVERSAMPLING, *matrix.shape)

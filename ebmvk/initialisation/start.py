@@ -42,10 +42,10 @@ class Start:
 
 
 def open_start(init: str, say: Say) -> Start:
-    """Find what --init names, before anything slow.
+    """Find what --init names, before slow work begins.
 
     Raises:
-        ConfigError: it is not a known word, a path, or a name on the hub.
+        ConfigError: `init` is not a known word, a path, or a name on the hub.
         DataError: the hub can't be reached.
         CheckpointError: the run that it names has no usable checkpoint.
     """
@@ -93,8 +93,8 @@ def _download(name: str) -> Path:
 
 
 def check_same_trunk(start: OpenRun, config: Config) -> None:
-    """Raises CheckpointError if the layers of --init differ from those of the new run; names the
-    first setting."""
+    """Raises CheckpointError if the layers of --init differ from those of the new run. The message
+    names the first setting that differs."""
     for name in _SAME:
         was, now = getattr(start.config.model, name), getattr(config.model, name)
         if was != now:
@@ -145,7 +145,7 @@ def _directions(start: Start, config: Config, tokenizer: Tokenizer, train: Token
 def transfer(source: LanguageModel, target: LanguageModel) -> None:
     """Copy what `target` inherits (token vectors, bias, layers).
 
-    Both models have it in the same shapes.
+    Both models have these in the same shapes.
     """
     weights = {name: value for name, value in source.state_dict().items() if name.startswith(target.inherited)}
     target.load_state_dict(weights, strict=False)

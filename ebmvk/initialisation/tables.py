@@ -1,5 +1,5 @@
 """Reading pretrained token vectors: safetensors or npy beside a tokenizer.json, word2vec, a model
-of the hub.
+from the hub.
 
 Only numbers are read, never objects. A table can look up rows for the tokens of another vocabulary.
 """
@@ -42,9 +42,9 @@ _Rows = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Table:
-    """rows: (n, D), floating. find(symbol, text): the rows of a token; empty if it is unknown,
-    several if the table has it in pieces. symbol: the token as tokenizer.json spells it. text: its
-    decoded form."""
+    """rows: (n, D), floating. find(symbol, text): the rows of a token; empty if the token is
+    unknown, several if the table has it in pieces. symbol: the token as tokenizer.json spells it.
+    text: the token decoded."""
 
     source: str
     rows: Tensor
@@ -160,7 +160,7 @@ def _widened(file: Path, rows: Tensor) -> Tensor:
         return rows
     try:
         return rows.float()
-    except (RuntimeError, NotImplementedError) as error:  # two four-bit numbers in a byte
+    except (RuntimeError, NotImplementedError) as error:  # for example, two four-bit numbers in a byte
         raise DataError(f"--init {file}: {rows.dtype} cannot be read", hint="save the table as float32") from error
 
 

@@ -1,6 +1,6 @@
 """`python -m ebmvk.memory`: the command `ebmvk memory`.
 
-It is found by name, because a package below the commands imports none of them.
+The command is found by name, because a package below the commands must not import one.
 """
 
 import importlib

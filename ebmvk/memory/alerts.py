@@ -3,7 +3,8 @@
 A tier may be useless, a search may have ended at its bound, or splats may contain the text.
 
 Each function takes figures and returns an alert that says what is wrong and what to do, or None. A
-tier is a part of the memory, static or episodic; its gate is the weight of its law in the model's.
+tier is a part of the memory, static or episodic; its gate is the weight of its law in the mixture
+with the model's own.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def gate_of_memory(
 
 
 def kappa_at_bound(tier: str, kappa: float, tried: Sequence[float], *, static: bool, more: int | None) -> Alert | None:
-    """Warn if a tier's best concentration is the first or last one tried, as a better one may lie
-    beyond.
+    """Warn if a tier's best concentration is the first or last one tried, because a better one may
+    lie beyond.
 
     tried: in rising order. static, more: see `gate_of_memory`.
     """
@@ -99,12 +100,12 @@ def no_gain(tier: str, gain: float, *, static: bool) -> Alert | None:
 def leak(unseen: int, rare: int) -> Alert | None:
     """Warn if static splats contain the very text that a memory is fitted on.
 
-    unseen, rare: the number of contexts whose next token the nearby splats have never met, and the
-    number of those whose next token they have met about once. By Good and Turing, a token of a new
-    text is one that was met r times with probability (r + 1) N_{r+1} / n, where N_r tokens were met
-    r times. N_1 = 3 N_2 by Zipf's law, so three in five of these contexts are unseen. If the splats
-    contain the text, they have met each of its tokens at least once: the unseen ones are then
-    counted as rare.
+    unseen: the number of contexts whose next token the nearby splats have never met. rare: the
+    number of contexts whose next token they have met about once. By Good and Turing, a token of a
+    new text was met r times with probability (r + 1) N_{r+1} / n, where N_r is the number of tokens
+    that were met r times. N_1 = 3 N_2 by Zipf's law, so three in five of both kinds of contexts are
+    unseen. If the splats contain the text, they have met each of its tokens at least once. A token
+    that would be unseen then counts as rare.
     """
     from scipy.stats import binom  # slow to import, and seldom needed
 

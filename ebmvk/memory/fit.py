@@ -39,7 +39,8 @@ TUNED_TOKENS = 30_000  # tokens of the text; the best kappas are compared on the
 FINALISTS = 3  # values of kappa that go from the scan to the comparison
 TRIED = 25  # L-BFGS rounds for a gate in a comparison; more rounds change the nats by 1e-4
 LOOKED_AT = 10_000  # tokens of the text; the fitted memory is judged on them
-# Splats whose tokens tell whether they contain a text; among more splats its own tokens aren't rare
+# Nearest splats that are checked for containing the text. Among more splats, the text's own tokens
+# wouldn't be rare.
 NEAREST = 64
 Say = Callable[[str], None]
 
@@ -55,7 +56,7 @@ class Trial:
 class Fit:
     """A text as a model reads it, to fit memories on.
 
-    Their static splats must not contain its contexts.
+    The static splats of these memories must not contain the text's contexts.
     """
 
     def __init__(
@@ -91,8 +92,8 @@ class Fit:
     def controlled(self, memory: Memory, mode: Mode, say: Say) -> Memory:
         """The memory with a control: the scrambled memory's own shares and gates.
 
-        With the gates of the true memory, which trust it, the scrambled one would do much worse
-        than a memory without information, and the comparison would be unfair.
+        The gates of the true memory trust it. With these gates, the scrambled memory would do much
+        worse than a memory without information, and the comparison would be unfair.
         """
         scrambled = replace(memory, control=None, calibration=None).scrambled()
         for tier in TIERS[mode]:
@@ -164,8 +165,8 @@ class Fit:
 
         The mean is over the text's first contexts.
 
-        It is log V minus the entropy. If it is 0, the tier's law is just a power of the model's
-        own.
+        The distance is log V minus the entropy. If it is 0, the tier's law is just a power of the
+        model's own.
         """
         reader, sums = Reader(memory, mode, self.backend), [0.0 for _ in TIERS[mode]]
         rows = laws_at_once(memory.vocab_size)
@@ -221,7 +222,7 @@ class Fit:
     def _tuned(self, memory: Memory, tier: Tier, say: Say) -> Memory:
         """The memory with the concentration and share of one tier that have the largest likelihood.
 
-        For static splats also the background.
+        For static splats, the background is fitted, too.
 
         Every concentration is tried on the text's beginning, because the likelihood can have
         several maxima. The best ones, and the neighbours of the very best, are tried again on more
@@ -302,7 +303,7 @@ class Fit:
 
 
 def _tried(terms: Terms) -> float:
-    """Nats per token, with a gate that is fitted well enough to compare."""
+    """Nats per token, with a gate that is fitted well enough to compare trials."""
     gate = fit_gate(terms.features, terms.log_p, rounds=TRIED)
     return -float(mix(gate.log_weights(terms.features), terms.log_p).double().mean())
 

@@ -24,9 +24,9 @@ _KEY = "fitted_on"  # in the metadata of the file
 class FittedOn:
     """The text that a memory's concentrations and gates were fitted on.
 
-    text: `corpus/split`. sha256: that of all its ids under the model's tokenizer. tokens: how many
-    of the first ones were used. fit_on: the value of --fit-on. contexts: the number of contexts of
-    the training text in the static splats.
+    text: `corpus/split`. sha256: digest of all its token ids under the model's tokenizer. tokens:
+    how many of its first tokens were used. fit_on: the value of --fit-on. contexts: the number of
+    contexts of the training text in the static splats.
     """
 
     text: str
@@ -37,7 +37,8 @@ class FittedOn:
 
     @classmethod
     def of(cls, whole: TokenStream, tokens: int, fit_on: str, contexts: int) -> FittedOn:
-        """The record of a fit on the first `tokens` tokens of `whole`, after its very first one."""
+        """The record of a fit on the tokens 1 to `tokens` of `whole`; token 0 is never
+        predicted."""
         return cls(whole.name, digest(whole), tokens, fit_on, contexts)
 
     @classmethod

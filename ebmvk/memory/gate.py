@@ -51,8 +51,9 @@ def mix(log_weights: Tensor, log_p: Tensor) -> Tensor:
 
 
 class _LBFGS(torch.optim.LBFGS):
-    """torch's L-BFGS. torch wraps the method that adds parameters, to hide it from its compiler;
-    the wrapper imports the compiler, which takes over a second of a command's time.
+    """torch's L-BFGS without the wrapper around the method that adds parameters. The wrapper hides
+    the method from torch's compiler, but imports the compiler, which would cost a command more than
+    a second.
     """
 
     add_param_group = getattr(torch.optim.Optimizer.add_param_group, "__wrapped__", torch.optim.LBFGS.add_param_group)
@@ -89,9 +90,9 @@ def objective(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """ridge |weight|^2 minus the mixture's mean log likelihood, and its gradients.
 
-    By hand, since autograd takes several times as long for the small tensors of a gate: with g the
-    weights and r = g p / sum(g p) the posterior of the parts, the gradient in the logits is
-    (g - r) / n.
+    The gradients are written by hand, because autograd takes several times as long for the small
+    tensors of a gate. With g the weights and r = g p / sum(g p) the posterior of the parts, the
+    gradient in the logits is (g - r) / n.
 
     Args:
         weight, bias: (tiers, F), (tiers,).

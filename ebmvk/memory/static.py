@@ -25,7 +25,7 @@ from ebmvk.splats.soc import store_of
 from ebmvk.splats.store import BETA, SplatStore
 
 START = 20.0  # kappa before fitting
-TOKEN_WEIGHT = 0.4  # of the token that followed, relative to the state, when contexts are clustered
+TOKEN_WEIGHT = 0.4  # weight of the token that followed, relative to the state, when contexts are clustered
 MAX_SPLATS = 150_000  # most static splats
 FIT_TOKENS = 100_000  # most tokens that the memory's numbers, about 30, are fitted on
 
@@ -55,7 +55,8 @@ class Reading:
 class Static:
     """Splats of a training text.
 
-    store: all of it. without: without its first documents, to fit on those.
+    store: splats of the whole text. without: splats of the text without its first documents, on
+    which a memory can then be fitted.
     """
 
     store: SplatStore
@@ -106,7 +107,7 @@ def read_states(
 
 
 def gather(h: Tensor, tokens: Tensor, owner: Tensor, vocab_size: int) -> SplatStore:
-    """Splats of contexts h (n, d) by owner (n,), before anything is fitted."""
+    """Splats of contexts h (n, d), before anything is fitted. owner: (n,), each context's splat."""
     return SplatStore.gather(h, tokens, owner, vocab_size=vocab_size, beta=BETA, kappa=(START, START))
 
 

@@ -98,7 +98,7 @@ class TrainingSoc:
 
     Args:
         validation: the text whose first tokens decide whether the number of splats may grow.
-        batches: tells which tokens of the training text a step reads.
+        batches: says which tokens of the training text a step reads.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class TrainingSoc:
         return bool(found.soc)
 
     def due(self, step: int) -> bool:
-        """True if a consolidation follows `step` steps; it reads the model."""
+        """True if a consolidation follows `step` steps. A consolidation reads the model."""
         return step % self.config.splats.soc_check_interval == 0
 
     def after(self, step: int, batch: int, sample: Tensor | None, tokens: Tensor) -> None:
@@ -160,7 +160,7 @@ class TrainingSoc:
         self._seconds += time.perf_counter() - began
 
     def collect(self, samples: Sequence[Tensor]) -> None:
-        """Take the samples of the steps that came without one, in order."""
+        """Take the samples of the steps that `after` noted without one, in order."""
         began = time.perf_counter()
         for sample in samples:
             self._observe(sample)
@@ -168,10 +168,11 @@ class TrainingSoc:
         self._seconds += time.perf_counter() - began
 
     def check(self, step: int, layers: Callable[[], Layers]) -> dict[str, Any]:
-        """Consolidate after `step` steps, all of whose samples are there. Returns a record of it.
+        """Consolidate after `step` steps and return a record of it. The samples of these steps must
+        have arrived.
 
-        layers: called if more splats might be allowed, which depends on validation. Returns what
-            reads it with the current weights.
+        layers: called only if validation decides whether more splats are allowed. It returns what
+            runs the model's layers, with the current weights.
 
         The record has `bytes_down` if samples came from a device.
         """
@@ -209,7 +210,8 @@ class TrainingSoc:
         return {**nats, "splats": store.n}
 
     def _judge(self, limit: int, layers: Callable[[], Layers]) -> Judge:
-        """A judge by the second half of the first `limit` tokens of validation, read when asked."""
+        """A judge on the second half of the first `limit` tokens of validation, read when first
+        asked."""
         read = lru_cache(maxsize=1)(partial(self._read, limit, layers))
         return lambda store: nats_with(store, read())
 

@@ -1,5 +1,5 @@
-"""What a model keeps of the tokens it has read, so that the next token costs one position instead
-of all."""
+"""What a model keeps of the tokens it has read, so that reading the next token costs one position
+instead of all."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Growing:
             return Growing(None if self._buffer is None else self._buffer[rows], self._begin, self._end)
 
     def replace(self, rows: Tensor, other: Growing) -> None:
-        """Replace the last positions of these rows by those of `other`, as many as both have.
+        """Replace the last positions of these rows by those of `other`, as far back as both reach.
 
         rows: (b,) int64.
         """
@@ -62,10 +62,10 @@ class Growing:
 
 
 class Past(Protocol):
-    """What layers ask about the tokens before those that they are given: `Cache` answers in torch,
+    """Answers what layers ask about earlier tokens. `Cache` does so in torch,
     `ebmvk.model.static_cache.StaticCache` in programs whose shapes are fixed.
 
-    parts: what each module keeps of its own.
+    parts: {module: what it keeps}.
     """
 
     parts: dict[nn.Module, tuple[Any, ...]]
@@ -76,7 +76,8 @@ class Past(Protocol):
         ...
 
     def seen(self, window: int) -> int:
-        """The most earlier positions that the next one can see; window: with itself."""
+        """The most earlier positions that the next one can see. window: the most that it can see,
+        including itself."""
         ...
 
     def real(self, n: int) -> Tensor:
@@ -89,17 +90,18 @@ class Past(Protocol):
         ...
 
     def masked(self, scores: Tensor, window: int) -> Tensor:
-        """Scores (B, H, new, reach) of attention, -inf where a position must not look. It may
-        change its argument."""
+        """Scores (B, H, new, reach) of attention, -inf where a position must not look. `scores` may
+        be changed in place."""
         ...
 
 
 @dataclass(frozen=True)
 class Room:
-    """A tensor that a module keeps of each row in a cache. `rooms()` of the module lists them, in
-    the order of its part.
+    """A tensor that a module keeps of each row in a cache. The module's method `rooms()` lists
+    them, in the order in which its part of the cache has them.
 
-    size: of one row. growing: the tensor is a `Growing` one, with the newest size[-2] positions.
+    size: the shape for one row. growing: the tensor is a `Growing` one, with the newest size[-2]
+    positions.
     """
 
     size: tuple[int, ...]
@@ -190,7 +192,7 @@ class Cache:
         self.parts = {module: tuple(value[rows] for value in part) for module, part in self.parts.items()}
 
     def replace(self, rows: Tensor, other: Cache) -> None:
-        """Replace these rows by those of a cache of the same length, as far back as both go.
+        """Replace these rows by those of a cache of the same length, as far back as both reach.
 
         rows: (b,) int64.
         """

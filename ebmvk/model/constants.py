@@ -16,8 +16,8 @@ Result = TypeVar("Result")
 def constant(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Keep the results of a function whose arguments are hashable.
 
-    Nothing is kept while a step is traced: a trace would otherwise depend on what the process
-    computed before it, and the process on tensors that hold no numbers.
+    Nothing is kept while a step is traced. Otherwise the trace would depend on what the process
+    computed earlier, and the process would keep tensors of the trace, which hold no numbers.
     """
     kept = lru_cache(maxsize=32)(function)
 

@@ -55,7 +55,7 @@ class ContextTrunk(nn.Module):
         self.scales = layer_scales(config.n_layers)
         self.blocks = trunk_blocks(config)
         # The state has its own head. Without one it would start as the last token, and predict that
-        # it repeats.
+        # this token repeats.
         self.reads_state = config.use_splat
         heads = SCALES + 1 if self.reads_state else SCALES
         self.heads = nn.ModuleList(nn.Linear(config.latent_dim, config.latent_dim, bias=False) for _ in range(heads))

@@ -11,8 +11,9 @@ from ebmvk.engine import dropout as engine
 from ebmvk.engine.dropout import words_of
 
 VERSION = 2
-"""Version of the masks, kept in checkpoints. 1: from torch's generator, by earlier releases."""
-_PLACES = 16  # calls of one part of a model
+"""Version of the masks, kept in checkpoints. 1: masks from torch's generator, in earlier
+releases."""
+_PLACES = 16  # most calls of `dropout` in one part of a model
 
 
 @dataclass(frozen=True)

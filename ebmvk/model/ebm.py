@@ -69,7 +69,7 @@ class EnergyModel(LanguageModel):
         self.decoder = build_decoder(config) if config.use_splat and config.decoder != "none" else None
         self.own_losses = isinstance(self.decoder, MixtureDecoder)
         self.energy = TokenEnergy(config)
-        # Pretraining keeps the heads of the scales, though no term reads them; then they aren't
+        # Pretraining builds the heads of the scales, although no term reads them; then they aren't
         # trained.
         read = config.use_geometric or config.use_compositional or self.decoder is not None
         self.trunk.heads[-SCALES:].requires_grad_(read)
@@ -79,7 +79,7 @@ class EnergyModel(LanguageModel):
         return projx(self.points)
 
     def concentrations(self) -> Tensor:
-        """kappa_v: (V,), 1 at first. The scale that all tokens share belongs to the energy."""
+        """kappa_v: (V,), 1 at first. The scale that all tokens share is a part of `TokenEnergy`."""
         return self.log_kappa.exp()
 
     @torch.no_grad()

@@ -42,7 +42,7 @@ class TokenEnergy(nn.Module):
     """The learned scale s, the weights of the terms, and the weights of the three context scales.
 
     Without a splat term, s multiplies the other two terms. The length of the query has to change by
-    factors, and their weights, which change by additive steps, would be slow to follow.
+    factors. The weights of the terms change by additive steps, so they would be slow to do that.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -63,17 +63,18 @@ def _routed(x: Tensor, router: Tensor, active: int) -> tuple[Tensor, Tensor, Ten
     N), and the logsumexp of the logits (N,). x: (N, input); router: (E, input).
 
     It runs outside autocast: routing is a discrete decision, so it gets full precision. Experts are
-    the first dimension, because sums and maxima over so few are fast only across rows of memory.
+    the first dimension, because sums and maxima over so few numbers are fast only if these are in
+    different rows of memory.
     """
     with torch.autocast(x.device.type, enabled=False):
         logits = F.linear(x, router).t().contiguous()  # router @ x.t() takes twice as long
     log_p = torch.log_softmax(logits, 0)
     log_z, p = logits[0] - log_p[0], log_p.exp()
-    # Of equal logits the lower number comes first, on all devices: topk would leave it open, and an
-    # untrained router makes all of them equal.
+    # Of experts with equal logits, the lower number comes first on all devices. topk leaves their
+    # order open, and an untrained router makes all logits equal.
     chosen = torch.sort(logits, dim=0, descending=True, stable=True).indices[:active].contiguous()
     weights = p.gather(0, chosen)
-    # A softmax over a single choice is always 1, so the router would learn nothing.
+    # A softmax over a single choice is always 1, so the router would learn nothing from it.
     return weights / weights.sum(0) if active > 1 else weights, chosen, p, log_z
 
 
@@ -91,8 +92,8 @@ def _stacked(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 class Routing:
     """The experts that N rows were sent to.
 
-    weights: (N, A) for A active experts; each row sums to 1, except for A = 1: then it is the
-    probability of the expert. experts: (N, A) int64. probability: (E, N), of each expert.
+    weights: (N, A) for A active experts; each row sums to 1, except for A = 1: then the weight is
+    the probability of the expert. experts: (N, A) int64. probability: (E, N), of each expert.
     log_z: (N,), logsumexp of the logits. Probability and log_z have gradients; the weights have
     gradients only as factors of the experts' outputs.
     """

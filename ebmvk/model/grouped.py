@@ -1,8 +1,8 @@
 """The operation `ebmvk::experts`: two-layer experts on rows that are sorted by expert.
 
 How many rows an expert gets depends on the weights, so a step that runs as one program can't have
-arrays of that size. They have a static bound instead, `places`, and a small table of the groups'
-sizes that stays on the device.
+arrays of that size. Its arrays have a static size, `places`, that is large enough. A small table of
+the groups' sizes stays on the device.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from ebmvk.engine.library import operation
 from ebmvk.model import tiles
 
 _ROUND = 8
-"""A group has room for a multiple of this many rows, and of a `_PARTS`-th of the mean group size.
-oneDNN compiles a kernel for each new number of rows, which takes as long as several products."""
+"""The room of a group is a multiple of this number of rows, and of a `_PARTS`-th of the mean group
+size. oneDNN compiles a kernel for each new number of rows, which takes as long as several
+products."""
 _PARTS = 32
 _MOST_EVEN = 1.03
-"""If equal room for all groups takes at most this many times as much, they get it: one batched
+"""All groups get equal room if that takes at most this many times as many places: one batched
 product costs less than several products."""
 
 
 def _multiple(pairs: int, experts: int) -> int:
-    """Groups have room for a multiple of this many rows. pairs: the number of (row, choice)."""
+    """The room of a group is a multiple of this. pairs: the number of (row, choice) pairs."""
     return max(1, pairs // (_ROUND * _PARTS * experts)) * _ROUND
 
 
 def places(pairs: int, experts: int) -> int:
-    """The most places that the groups of `pairs` (row, choice) can have."""
+    """The most places that the groups of `pairs` (row, choice) pairs can have."""
     return int(_MOST_EVEN * (pairs + experts * _multiple(pairs, experts)))
 
 
@@ -122,8 +123,8 @@ def reference(
         y (N, output) = sum_a weights_a down_e max(up_e x, 0)^2 with e = chosen_a, and what
         `ebmvk::experts_backward` needs: the rooms of the groups (E,) int64; the row at each of
         P = `places` places (P,) and the place of each row and choice (A N,), both int64; the rows
-        (P, input), max(up x, 0) and its square (P, hidden), and down of it (P, output). Their order
-        within these arrays is the implementation's own.
+        (P, input), max(up x, 0) and its square (P, hidden), and the square's product with `down`
+        (P, output). The order of the places is the implementation's own.
     """
     (active, rows), kinds = chosen.shape, len(up)
     every = chosen.flatten()
@@ -154,8 +155,8 @@ def reference_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The operation `ebmvk::experts_backward` in plain torch.
 
-    grad: (N, output), of y; the rest as `reference` takes and returns it. Returns the gradients of
-    x (N, input), weights (A, N) in their dtype, up and down.
+    grad: (N, output), of y. The other arguments are those that `reference` takes and returns.
+    Returns the gradients of x (N, input), weights (A, N) in their dtype, up and down.
     """
     of, (active, n) = _mask(room, len(row)), weights.shape
     placed = grad.index_select(0, row)
@@ -172,7 +173,7 @@ def reference_backward(
 def _grouped(
     x: Tensor, weights: Tensor, chosen: Tensor, up: Tensor, down: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`reference`, with one product for each group, of as many rows as it has."""
+    """`reference`, with one product for each group, over the rows of that group only."""
     active, kinds = len(chosen), len(up)
     groups, size = _Groups.of(chosen, kinds), places(chosen.numel(), kinds)
     used = len(groups.row)
@@ -193,8 +194,8 @@ def _grouped_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`reference_backward` for the arrays of `_grouped`.
 
-    Everything but the products is one pass over all groups. A spare place holds a row like any
-    other; only its gradient has to be zero.
+    Everything except the products takes one pass over all groups. A spare place holds a row like
+    any other; only its gradient has to be zero.
     """
     sizes, active = room.tolist(), len(weights)
     used = sum(sizes)
@@ -204,7 +205,7 @@ def _grouped_backward(
     of_weights = groups.collected((grad * found).sum(-1, dtype=weights.dtype), active)
     grad = groups.weighted(grad, weights.to(grad.dtype))
     of_down = groups.gradients(grad, hidden)
-    # The factor 2 of the square is applied to `down`, the smallest of the factors.
+    # The factor 2 of the square's derivative is applied to `down`, the smallest of the factors.
     grad = groups.products(grad, 2 * down).mul_(positive)
     of_up = groups.gradients(grad, rows)
     return _sum(groups.collected(groups.products(grad, up), active)), of_weights, of_up, of_down
@@ -231,7 +232,7 @@ def _fake_backward(
 
 
 def _sum(terms: Tensor) -> Tensor:
-    """The sum over the first dimension, in its order."""
+    """The sum over the first dimension, added in order."""
     return reduce(torch.add, terms.unbind())
 
 

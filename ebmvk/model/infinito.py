@@ -106,7 +106,8 @@ class Integration:
         return n + n * n
 
     def sums(self, there: Counted | None) -> Tensor:
-        """Sums over all rows of the units, and of the products of each two units; see `OwnLoss`."""
+        """Sums over all rows of the units, and of the products of each pair of units; see
+        `OwnLoss`."""
         units = self.units if there is None else there.of(self.units)
         return torch.cat([units.sum(0), (units.T @ units).flatten()])
 

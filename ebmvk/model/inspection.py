@@ -61,7 +61,8 @@ class Specialisation:
     count: Tensor
 
     def top(self, k: int, least: int = 5) -> list[list[tuple[int, float]]]:
-        """For each expert, the k tokens whose share exceeds its load most, as (token, share).
+        """For each expert, the k tokens whose share exceeds the expert's load most, as (token,
+        share).
 
         least: how often a token must have occurred.
         """
@@ -75,7 +76,7 @@ class Specialisation:
 
 @torch.no_grad()
 def attention_maps(model: LanguageModel, tokens: Tensor) -> list[AttentionMap]:
-    """The map of each attention layer, in the order that they run. tokens: (T,) int64."""
+    """The map of each attention layer, in the order in which the layers run. tokens: (T,) int64."""
     found: list[AttentionMap] = []
 
     def look(name: str, module: Attention, x: Tensor) -> None:

@@ -3,10 +3,10 @@
     Phi(X) = min over bipartitions (A, B) of I(A; B)
     I(A; B) = (log det S_A + log det S_B - log det S) / 2
 
-in nats: the information that every cut into two parts loses (Tononi, Sporns and Edelman 1994 for
-the information of Gaussian units across bipartitions; Hidaka and Oizumi 2018 for the search). log
-det S_A is submodular in A, so the weakest cut is found exactly with O(n^3) determinants (Queyranne
-1998) instead of 2^{n-1} cuts.
+in nats: any cut into two parts loses at least this much information (Tononi, Sporns and Edelman
+1994 for the information of Gaussian units across bipartitions; Hidaka and Oizumi 2018 for the
+search). log det S_A is submodular in A, so the weakest cut is found exactly with O(n^3)
+determinants (Queyranne 1998) instead of 2^{n-1} cuts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ebmvk.compute import pairs
 from ebmvk.engine.library import operation
 
 SILENT = 1e-6  # a unit with a standard deviation below this counts as constant
-RIDGE = 1e-4  # share of a unit's variance: hidden units may depend on one another exactly
+RIDGE = 1e-4  # share of each variance that becomes independent noise: hidden units may depend on one another exactly
 
 
 def correlation(x: Tensor) -> Tensor:
@@ -67,8 +67,8 @@ def weakest_bipartition(covariance: Tensor) -> Tensor:
         while left:
             seen = [unit for i in order for unit in groups[i]]
             together = _entropies(covariance, [seen + groups[i] for i in left])
-            # Information of a group with those before it, without the part that all share: the
-            # smallest h(W + u) - h(u) first.
+            # The group u that shares most information with the groups W before it has the smallest
+            # h(W + u) - h(u).
             best = int((together - own[left]).argmin())
             order.append(left.pop(best))
         *_, before, last = order
@@ -110,7 +110,7 @@ def _backward(ctx: Any, grad: Tensor, _: None) -> Tensor:
 Halves = tuple[Tensor, Tensor]
 """The high and the low part of a float64 tensor, both float32."""
 
-# What a compiled step makes of the two operations below: kernels on pairs of float32.
+# A compiled step computes the operations further below with these kernels on pairs of float32.
 _weakest_cut = operation(
     "weakest_cut(Tensor high, Tensor low) -> (Tensor information, Tensor part)",
     reference=lambda high, low: _narrow_search(_joined(high, low)),
@@ -139,13 +139,14 @@ def _narrow_search(covariance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _search_of_pairs(covariance: Halves) -> list[Any]:
-    """`_search`. Its information has the digits of float32, its part those of the covariance."""
+    """`_search`. The part is found in full precision; the information is rounded to float32."""
     found, part = _weakest_cut(*covariance)
     return [(found, torch.zeros_like(found)), part]
 
 
 def _slope_of_pairs(grad: Halves, covariance: Halves, part: Tensor) -> Halves:
-    """`_slope`: without the covariances between its sides, the matrix has both sides' inverses."""
+    """`_slope`. If the covariances between the two sides are set to 0, the inverse of the matrix
+    consists of the inverses of both sides."""
     same = part[:, None] == part
     both = (torch.stack([own, torch.where(same, own, 0.0)]) for own in covariance)
     inverse = pairs.Pair(*_inverse(*both))
@@ -155,7 +156,7 @@ def _slope_of_pairs(grad: Halves, covariance: Halves, part: Tensor) -> Halves:
     return found.high, found.lower
 
 
-# Operations of their own, because the search and the sizes of the two sides depend on values.
+# These are operations of their own, because the search and the sizes of the sides depend on values.
 least_information = operation(
     "least_information(Tensor covariance) -> (Tensor information, Tensor part)",
     reference=_search,
@@ -189,7 +190,7 @@ def phi(x: Tensor) -> Tensor:
 def phi_of(covariance: Tensor) -> Tensor:
     """1 - e^{-2 Phi}, in [0, 1), of units with this correlation (n, n).
 
-    If the weakest cut separates one unit, this is its squared multiple correlation. It is
+    If the weakest cut separates one unit, this is its squared multiple correlation. The value is
     continuous and rises with Phi, whichever cut is the weakest.
     """
     least: Tensor = least_information(covariance)[0]
@@ -199,7 +200,7 @@ def phi_of(covariance: Tensor) -> Tensor:
 def chance(units: int, samples: int) -> float:
     """The mean squared multiple correlation that independent Gaussian units appear to have.
 
-    PHI of independent units lies below it, because PHI takes the weakest cut.
+    PHI of independent units is lower than this mean, because PHI takes the weakest cut.
     """
     return min(1.0, (units - 1) / max(1, samples - 1))
 

@@ -22,20 +22,23 @@ from ebmvk.model.cache import Cache, Past
 from ebmvk.model.dropout import NONE, Masks
 from ebmvk.model.roles import HIDDEN, ROUTER, SCALAR, Role
 
-EXTENDED = 256  # tokens read into a cache at once: attention holds as many rows of scores
+EXTENDED = 256  # tokens read into a cache at once: attention holds a row of scores for each
 LOGITS_AT_ONCE = 1 << 22  # logits that `TokenLaw` holds: twice 16 MiB of float32
 
 
 @dataclass(frozen=True)
 class Counted:
-    """The positions, of N, that count: those in `rows` (M,) int64, times the weights `there` (M,),
-    which are 0 or 1. None: all of them, or all alike."""
+    """Which of N positions count.
+
+    rows: (M,) int64, the positions to select; None: all N. there: (M,), their weights, 0 or 1;
+    None: all are 1.
+    """
 
     rows: Tensor | None = None
     there: Tensor | None = None
 
     def of(self, x: Tensor, dim: int = 0) -> Tensor:
-        """What counts of x, whose dimension `dim` is the N positions; those of weight 0 are 0."""
+        """Select the positions from dimension `dim` (N) of x; positions of weight 0 become 0."""
         x = x if self.rows is None else x.index_select(dim, self.rows)
         return x if self.there is None else x * self.there.to(x.dtype).view(-1, *[1] * (x.ndim - 1 - dim))
 
@@ -136,7 +139,7 @@ class LanguageModel(nn.Module, ABC):
         return HIDDEN if parameter.ndim == 2 else SCALAR
 
     def concentrations(self) -> Tensor | None:
-        """kappa_v: (V,) > 0; None if rows have any length, so that kappa_v isn't needed."""
+        """kappa_v: (V,) > 0; None if rows may have any length; then kappa_v isn't needed."""
         return None
 
     def outputs(self, embeddings: Tensor | None = None) -> Tensor:
@@ -154,8 +157,8 @@ class LanguageModel(nn.Module, ABC):
         directions: (V, d) unit rows. known: (V,) bool, marks the rows to set."""
 
     def fault_in(self, weights: Mapping[str, Tensor]) -> str | None:  # noqa: ARG002
-        """Describe what is wrong with weights although names, shapes and dtypes are right and all
-        are finite.
+        """Describe what is wrong with weights whose names, shapes and dtypes are right and whose
+        numbers are finite.
 
         The answer names the tensor; it is None if nothing is wrong. Also works for a model on the
         meta device.

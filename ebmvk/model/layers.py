@@ -64,8 +64,8 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def _causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """As `_banded_attention`: on a CUDA device by torch's fused kernels (flash attention), where a
-    window holds all."""
+    """`_banded_attention`, or torch's fused kernels (flash attention) on a CUDA device if the
+    window holds the whole sequence."""
     return (_fused_attention if q.is_cuda and q.shape[-2] <= window else _banded_attention)(q, k, v, window)
 
 
@@ -111,7 +111,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
         nn.init.zeros_(self.out.weight)
-        # Queries and keys are unit vectors; times this, scores start within +- sqrt(dim of a head).
+        # Queries and keys are unit vectors, so scores start within +- sqrt(dim of a head).
         self.temperature = nn.Parameter(torch.full((heads, 1, 1), math.sqrt(dim // heads)))
 
     def forward(self, x: Tensor, cache: Past | None = None) -> Tensor:
@@ -133,7 +133,8 @@ class Attention(nn.Module):
         return torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1)
 
     def rooms(self) -> tuple[Room, ...]:
-        """What a cache keeps of a row: the newest early keys, keys and values."""
+        """What a cache keeps of a row: the last key of the heads that shift keys by one token, and
+        the newest keys and values."""
         width = self.out.in_features // self.heads
         kept = Room((self.heads, self.window, width), growing=True)
         return Room((self.heads // 2, 1, width)), kept, kept

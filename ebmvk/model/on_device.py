@@ -1,4 +1,4 @@
-"""A model's layers as programs on a Vulkan device, to read texts with."""
+"""Runs a model's layers as programs on a Vulkan device, to read texts."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ DID = ("dispatches", "copies", "submissions", "bytes_up", "bytes_down", "seconds
 
 
 class DeviceLayers:
-    """Reads with programs; see `ebmvk.model.reading.Layers`. A program is made when it is first
-    needed, and windows are padded to its shape.
+    """Reads texts with compiled programs; see `ebmvk.model.reading.Layers`. A program is made when
+    it is first needed, and windows are padded to its shape.
 
     Args:
-        model: its weights are those of the programs, which may be newer than its own.
+        model: says how the layers work. The programs use weights of their own, which may be newer
+            than the model's.
         compiled: makes a program of a function.
         rows: how many windows are read at once; by default, as many as on a processor, or all of a
             text that has fewer.
@@ -79,7 +80,7 @@ class DeviceLayers:
         self, stream: TokenStream, context: int, stride: int
     ) -> Iterator[tuple[list[tuple[int, int]], Tensor, Tensor]]:
         """Yields windows as (number of targets, first one that counts), and inputs and targets
-        (rows, context). What is behind a window's end is 0; no position sees what comes later."""
+        (rows, context). Places after a window's end are 0; no position sees what comes later."""
         windows = list(evaluation_windows(stream, context, stride))
         rows = self.rows or min(max(1, TOKENS_AT_ONCE // context), len(windows))
         for begin in range(0, len(windows), rows):
@@ -127,7 +128,7 @@ def states_of(model: LanguageModel) -> Function:
 
 
 class Called(nn.Module):
-    """A function of a model's, called while `functional_call` replaces the parameters."""
+    """Calls a function of a model while `functional_call` replaces the parameters."""
 
     def __init__(self, model: LanguageModel, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -156,5 +157,5 @@ def _pure(model: LanguageModel, function: Callable[..., Any], names: Sequence[st
 
 
 def _scored(x: Tensor, windows: Sequence[tuple[int, int]]) -> Tensor:
-    """What counts of x, (rows, context, ...)."""
+    """The positions of x (rows, context, ...) that count."""
     return torch.cat([row[first:n] for row, (n, first) in zip(x, windows, strict=False)])

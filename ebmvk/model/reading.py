@@ -15,9 +15,8 @@ from ebmvk.model.language import Context, LanguageModel, TokenLaw
 
 
 class Layers(Protocol):
-    """Runs a model's layers over the windows of a text: torch does it, or programs on a device.
-
-    Dropout is off. ArgumentError: the stride is out of range.
+    """Runs a model's layers over the windows of a text, by torch or by programs on a device.
+    Dropout is off. Methods raise ArgumentError if the stride is out of range.
     """
 
     def log_p(self, stream: TokenStream, *, context: int, stride: int) -> Iterator[Tensor]:
@@ -29,8 +28,7 @@ class Layers(Protocol):
         ...
 
     def did(self) -> dict[str, Any]:
-        """What a device has done for it since the last call, as JSON values; torch does nothing
-        there."""
+        """What a Vulkan device has done since the last call, as JSON values; empty for torch."""
         ...
 
 

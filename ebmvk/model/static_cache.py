@@ -23,8 +23,8 @@ Empty ones are left out."""
 
 
 def keeping(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[Room, ...]]]:
-    """The modules that keep something, which are those with a method `rooms`, with their names and
-    rooms."""
+    """(name, module, rooms) of each module that keeps something. Such a module has a method
+    `rooms`."""
     for name, module in model.named_modules():
         rooms = getattr(module, "rooms", None)
         if callable(rooms):
@@ -60,7 +60,7 @@ class Place:
 
 
 class StaticCache:
-    """See `ebmvk.model.cache.Past`, which this is for one call of a model.
+    """The `ebmvk.model.cache.Past` of one call of a model.
 
     With one new position, `takes` and `anew` are None, and no row that matters is in its padding.
     """
@@ -94,8 +94,8 @@ class StaticCache:
         return self.place.cos.to(like.dtype), self.place.sin.to(like.dtype)
 
     def masked(self, scores: Tensor, window: int) -> Tensor:
-        """See `Past.masked`. Scores of one new position are those of a ring, others those of a ring
-        and the new positions after it."""
+        """See `Past.masked`. The scores are for the places of a ring; with more than one new
+        position, the new positions follow the ring."""
         new, reach = scores.shape[-2:]
         if (new, reach, window) not in self._masks:
             self._masks[new, reach, window] = self._hidden(new, reach, window)
@@ -123,7 +123,7 @@ class StaticCache:
         return Ring(old, self.place) if room.growing else self._begun(old)
 
     def _filled(self, name: str) -> list[Ring | Tensor]:
-        """A module's part as it is now, without what is empty."""
+        """A module's part as it is now, without empty tensors."""
         module, rooms = self._modules[name]
         return [own for own, room in zip(self.parts[module], rooms, strict=True) if not room.empty]
 
@@ -175,7 +175,7 @@ class Ring:
 
 
 def newest(slots: int, length: Tensor) -> Tensor:
-    """(slots,) the newest position at each place of a ring, of those before `length`.
+    """The newest position before `length` at each place of a ring: (slots,).
 
     A number below 0 means that the place is empty.
     """

@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 TILES = 4
-"""Full tiles of an expert, on average. More tiles waste fewer places, but each tile holds a copy of
-its expert's matrices while it is multiplied."""
+"""The number of full tiles that an expert has on average. More tiles waste fewer places, but each
+tile holds a copy of its expert's matrices while it is multiplied."""
 
 
 def height(pairs: int, experts: int) -> int:
-    """The places of a tile, for `pairs` (row, choice) in all."""
+    """The number of places of a tile. pairs: the number of (row, choice) pairs."""
     return max(1, -(-pairs // (TILES * experts)))
 
 
 def count(pairs: int, experts: int) -> int:
-    """The most tiles that `pairs` can take: each expert leaves at most one tile incomplete."""
+    """The most tiles that `pairs` (row, choice) pairs can take: each expert leaves at most one tile
+    incomplete."""
     size = height(pairs, experts)
     return (pairs + experts * (size - 1)) // size
 
@@ -37,7 +38,7 @@ def _tables(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
     rows = (every[:, None] == torch.arange(experts, device=device)).sum(0)
     full = (rows + (size - 1)) // size  # tiles of each expert
     end, last = full.cumsum(0), rows.cumsum(0)
-    begin, first = end - full, last - rows  # of its tiles, and of its rows in `order`
+    begin, first = end - full, last - rows  # where an expert's tiles begin, and its rows in `order`
     tile = torch.arange(tiles, device=device)
     of = (tile[:, None] >= end).sum(1).clamp_max(experts - 1)
     within = (tile - begin.index_select(0, of))[:, None] * size + torch.arange(size, device=device)

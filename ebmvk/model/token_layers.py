@@ -18,7 +18,7 @@ Rows = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a reader of rows needs beside log p. query, states: the fields of `Read`."""
+    """What a reader of rows needs beside log p. query: `Read.query`. states: `Read.h`."""
 
     query: bool = False
     states: bool = False
@@ -43,7 +43,7 @@ class TokenLayers(Protocol):
 
     Rows have the numbers 0 to B - 1. Only one set of rows is read at a time.
 
-    starts: the number of calls of `start`, by which a caller sees that another one came between.
+    starts: the number of calls of `start`. It shows a caller if another caller has started since.
     """
 
     starts: int
@@ -98,7 +98,7 @@ class TorchTokens:
     def again(self, rows: Sequence[int], tokens: Rows) -> None:
         """See `TokenLayers.again`."""
         new = self._tensor(tokens)
-        begin = self._cache.length - new.shape[1]  # so that they end where the others do
+        begin = self._cache.length - new.shape[1]  # so that these rows end where the others do
         again = Cache(self._tensor([begin] * len(rows)), length=begin)
         self.model.extend(new, again, self.mu)
         self._cache.replace(self._tensor(rows), again)

@@ -20,9 +20,9 @@ from ebmvk.model.static_cache import Place, StaticCache, empty
 from ebmvk.model.token_layers import Read, Rows, Wanted
 
 CHUNK = 64
-"""Positions of a row that the program for texts reads at once. One size, so that it is compiled
-once; enough of them that products are large, few enough that a short prompt isn't mostly
-padding."""
+"""Positions of a row that the program for texts reads at once. There is one size, so that the
+program is compiled once. It is large enough for large products, and small enough that a short
+prompt isn't mostly padding."""
 Links = dict[str, Link]
 _NOTHING = Wanted()
 
@@ -33,12 +33,12 @@ class DeviceTokens:
     the device.
 
     The programs are made when they are first needed, for as many rows as there are then; fewer rows
-    use them, too. Rows that `keep` drops are read on, but nobody looks at them.
+    use them, too. Rows that `keep` drops are still read, but their results are ignored.
 
     Args:
-        model: its weights when programs are made are those of the programs.
-        made: makes the programs of two steps.
-        doing: told what takes long.
+        model: programs get the weights that it has when they are made.
+        made: compiles the two programs.
+        doing: called before something that takes long, with a line that says what it is.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class DeviceTokens:
         own = self._programs
         if own is None or own.rows < rows or (wanted.query > own.wanted.query) or (wanted.states > own.wanted.states):
             self._doing("compiling the model for the device")
-            self._programs = None  # its memory goes first
+            self._programs = None  # frees the memory of the old programs first
             own = self._programs = Programs(self.model, self._made, rows, wanted)
         return own
 
     def _found(self, results: Iterator[dict[str, Tensor]]) -> Read:
-        """What the last of several calls says, with the states of all."""
+        """The result of the last of several calls, with the states of all calls."""
         assert self._programs is not None
         last: dict[str, Tensor] = {}
         states = []
@@ -133,11 +133,12 @@ class Programs:
         self.chain.start(_weights(model), {"cache": empty(model, rows)})
 
     def text(self, rows: dict[int, Sequence[int]], end: int, pads: Sequence[int]) -> Iterator[dict[str, Tensor]]:
-        """Read texts into some rows, which end at a position; yields what each piece of them gives.
+        """Read texts into some rows, so that all end at position `end`; yields the results piece by
+        piece.
 
         Args:
-            rows: tokens by row; each begins at the position that `pads` says.
-            pads: of all rows.
+            rows: {row: its tokens}. A row begins at the position that `pads` gives.
+            pads: the position of the first token of every row, also of rows that aren't read.
         """
         longest = max(map(len, rows.values()))
         begin = end - -(-longest // CHUNK) * CHUNK

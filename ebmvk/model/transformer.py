@@ -25,7 +25,8 @@ from ebmvk.sphere.geometry import projx
 
 
 class Transformer(LanguageModel):
-    """Its rows may be any vectors. The loss is the cross-entropy, plus the losses of the blocks."""
+    """A transformer whose token rows may be any vectors. The loss is the cross-entropy, plus the
+    losses of the blocks."""
 
     rows_name, rows_role = "table", FREE_ROWS
     inherited = ("table", "bias", "blocks.")

@@ -77,7 +77,7 @@ def advice(
         )
     elif perplexity > HIGH_PERPLEXITY:
         more = (
-            f"--steps {more_steps(training.steps, epochs, config.run.size)}, as the text was read {epochs:.2g} times"
+            f"--steps {more_steps(training.steps, epochs, config.run.size)}; the text was read {epochs:.2g} times"
             if epochs < SHORT
             else f"--latent-dim {2 * model.latent_dim}, or more text"
         )

@@ -68,7 +68,7 @@ class _Blocks:
         self._energies: list[float] = []
 
     def add(self, row: Row) -> Block | None:
-        """The block that this row completes, if it does."""
+        """The block that this row completes; None if it completes none."""
         if row["event"] == "step":
             self._energies.append(row["parts"]["ce"])
         if len(self._energies) < BLOCK:
@@ -129,7 +129,7 @@ class Diverging:
 
 
 LEAST_LEARNED = 0.1  # nats below the entropy of token frequencies; a bigram table gains more
-SHARE_OF_RUN = 0.25  # of the steps, but at least SETTLED; after that a run must have learned that
+SHARE_OF_RUN = 0.25  # share of the steps, but at least SETTLED steps, after which a run must have learned that
 
 
 class PoorConvergence:
@@ -178,7 +178,7 @@ class WorseningPerplexity:
         if row["event"] != "eval":
             return
         nats, tokens = row["validation"]["nats_per_token"], row["validation"]["tokens"]
-        if tokens != self._tokens:  # --eval-tokens was changed: figures don't compare
+        if tokens != self._tokens:  # --eval-tokens was changed, so figures can't be compared
             self._best, self._tokens, self._worse = math.inf, tokens, 0
         self._worse = self._worse + 1 if nats > self._best + WORSE else 0
         self._best = min(self._best, nats)
@@ -205,8 +205,8 @@ FEW = 20  # splats, below which shares mean nothing
 
 
 class FastConsolidation:
-    """Splats are removed faster than they can gather statistics: within five checks, as many as
-    there are.
+    """Splats are removed faster than they can gather statistics: five checks remove as many as
+    exist.
 
     This is twice the usual maximum: at capacity a check replaces at most a tenth of the splats.
     """
@@ -233,7 +233,7 @@ class FastConsolidation:
 
 
 DEAD = 0.5  # share of dead splats; healthy runs have a quarter at most
-CLOSE = 0.1  # of a splat's width, the angle sqrt((d-1)/kappa); healthy runs have 1 or more
+CLOSE = 0.1  # share of a splat's width, the angle sqrt((d-1)/kappa); healthy runs have 1 or more
 
 
 class SickSplats:
@@ -316,6 +316,6 @@ WATCHES: tuple[Callable[[Config], Watch], ...] = (
 
 
 def non_finite(error: NonFinite) -> Alert:
-    """The alert of a run that ended because a number wasn't finite; it never reached the
+    """The alert of a run that ended because a number wasn't finite. The number never reached the
     weights."""
     return Alert("non-finite values", error.what, error.hint)

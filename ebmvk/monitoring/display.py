@@ -16,13 +16,14 @@ from ebmvk.host import terminal
 from ebmvk.host.resources import amount
 from ebmvk.report.tables import duration, number
 
-REDRAWN = 0.5  # seconds between two drawings of the line; rows draw it, not a thread
+REDRAWN = 0.5  # seconds between two drawings of the line; a row draws it, not a thread
 DROPPED = ("speed", "validation", "left", "loss")  # what a narrow terminal loses first
 LINES = ("score matching", "splats")  # figures that --verbose prints on lines of their own
 
 
 class _Console(Console):
-    """Rich's own handler ends the program, and with it the run, if a pipe is closed."""
+    """A console that raises if a pipe is closed. Rich's own handler would end the program, and the
+    run with it."""
 
     def on_broken_pipe(self) -> None:
         raise  # noqa: PLE0704  # the error being handled
@@ -34,7 +35,7 @@ class Display:
     Args:
         quiet: show nothing. verbose: also print every figure. log_every: steps between two printed
         lines.
-        total, done: steps of the run, and those that it continues from.
+        total, done: the number of steps of the run, and the step from which it continues.
         console: the output; standard output by default.
 
     Raises:
@@ -91,8 +92,8 @@ class Display:
             self.say(text)
 
     def evaluated(self, text: str) -> None:
-        """Print the line of an evaluation; on a terminal only with --verbose, as the progress line
-        shows its loss."""
+        """Print the line of an evaluation; on a terminal only with --verbose, because the progress
+        line shows the loss."""
         (self.detail if self._live else self.say)(text)
 
     def doing(self, what: str) -> None:

@@ -25,7 +25,8 @@ from ebmvk.runs.atomic import storage_error
 from ebmvk.runs.metrics import METRICS_FILE, Alert
 
 TREND = 50  # steps over which the energy's trend is fitted
-TIMED, ENOUGH = 5, 20.0  # steps after the first one, or their seconds, from which the time left is known
+# The time left is known after this many steps from the second one on, or after this many seconds
+TIMED, ENOUGH = 5, 20.0
 LONG = 600.0  # seconds; runs that take longer are told how to take less
 
 
@@ -38,7 +39,8 @@ class Monitor:
     """Writes one JSON object per event, and prints lines for users.
 
     Args:
-        run: the run folder. total, done: steps of the run, and those that it continues from.
+        run: the run folder. total, done: the number of steps of the run, and the step from which it
+            continues.
         device: torch's device, whose memory is recorded.
         alerts: watches the rows. board: writes for TensorBoard.
         display: prints the lines for users; by default, to standard output.
@@ -96,7 +98,7 @@ class Monitor:
         self._display.doing(what)
 
     def record(self, event: str, step: int, values: Mapping[str, Any]) -> None:
-        """Append one event, whose values JSON can express.
+        """Append one event. values: JSON values.
 
         Raises:
             NonFinite: a value is NaN or infinite, which JSON cannot express; the first one is
@@ -152,8 +154,8 @@ class Monitor:
             self._tell_time(step, values["seconds"])
 
     def _left(self, step: int) -> float | None:
-        """Seconds that the rest of the run takes, at the pace since its first step, which doesn't
-        count because it is slower. None until enough others are done.
+        """Seconds that the rest of the run takes, at the pace so far. The first step doesn't count,
+        because it is slower. None until enough other steps are done.
         """
         if step == self._total:
             return 0.0

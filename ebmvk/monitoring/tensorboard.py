@@ -36,7 +36,7 @@ class Board:
     """Writes rows of metrics.jsonl to a run's folder `tensorboard`.
 
     done: the step from which the run continues; TensorBoard hides what was written about later
-    ones.
+    steps.
 
     Raises:
         ConfigError: TensorBoard isn't installed. StorageError: from any method, if the disk is

@@ -22,15 +22,15 @@ from ebmvk.objective import noise
 from ebmvk.ranks import WHOLE, Share
 from ebmvk.sphere.vmf import log_c_ratio, mean_cosine, sample_deficit
 
-DENOISE_POSITIONS = 64  # positions per step, so that its cost doesn't grow with the batch
+DENOISE_POSITIONS = 64  # positions of a step to denoise; a fixed number, so that the cost doesn't grow with the batch
 SPREAD_PAIRS = 1024  # pairs of tokens per step
 
 Node = TypeVar("Node", bound=type[Any])
 
 
 def _node(cls: Node) -> Node:
-    """Let torch see the tensors in a dataclass: a step that takes one can be traced. Other fields
-    are settings of the trace."""
+    """Let torch see the tensors in a dataclass, so that a step that takes one can be traced. Other
+    fields are settings of the trace."""
 
     def flatten(value: Any) -> tuple[list[Any], Any]:
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
@@ -58,8 +58,8 @@ class Noised:
     at: (m,) int64, their places among the queries of the pass. targets: (m,) int64, their tokens.
     kappa: (m,), concentrations of the noise; log_c and cosine: (m,), `log_c_ratio` and
     `mean_cosine` of them, the latter only for the score form. deficit: (m,), and normals: (m, d),
-    from which `placed` makes the noise. there: (m,), 1 or 0 for positions that don't count; None:
-    all count. portion: m divided by the number of positions of the whole step.
+    from which `placed` makes the noise. there: (m,), 1 for positions that count and 0 for others;
+    None: all count. portion: m divided by the number of positions of the whole step.
     """
 
     at: Tensor
@@ -89,10 +89,10 @@ class Batch:
     """The inputs of a pass over b windows of T tokens, a share of a step's rows.
 
     tokens: (b, T) int64, with 0 for padding. targets: (M,) int64. rows: (M,) int64, the positions
-    among the b T that have targets; None: each has one. there: (M,), 1 or 0 for targets that are
-    padding; None: none is. portion: M divided by the number n of targets of the whole step, which
-    `n` holds (int64) if the model has losses of its own. words: what dropout draws from, None if
-    nothing is dropped. parts: the number of shares of the step.
+    among the b T that have targets; None: each has one. there: (M,), 0 for targets that are padding
+    and 1 for others; None: none is padding. portion: M divided by the number of targets of the
+    whole step. n: that number (int64), if the model has losses of its own. words: what dropout
+    draws from, None if nothing is dropped. parts: the number of shares of the step.
     """
 
     tokens: Tensor
@@ -117,7 +117,7 @@ class Batch:
         return Masks(self.words)
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
+        """The same batch on a device."""
         return self if device.type == "cpu" else pytree.tree_map_only(Tensor, lambda own: own.to(device), self)
 
 
@@ -128,7 +128,7 @@ def prepare(
     """The inputs of a share of a step, on the host.
 
     tokens: (B, T+1) int64, all rows of the step; a row ends at its first -1. fixed: give all
-    tensors shapes that depend on that of `tokens` alone, with weights of 0 where nothing is;
+    tensors shapes that depend on that of `tokens` alone, with weights of 0 at unused places;
     otherwise only what counts is kept, which is faster on a processor. draws: also prepare the
     losses that draw random numbers.
     """
@@ -168,7 +168,8 @@ def prepare(
 
 
 def _noised(model: LanguageModel, config: Config, everyone: Tensor, rng: torch.Generator) -> Noised:
-    """The positions of the whole step. at: places among all its targets, which are `everyone`."""
+    """The positions of the whole step. at: their places among all targets of the step,
+    `everyone`."""
     points: Tensor = getattr(model, model.rows_name)
     at = torch.randint(len(everyone), (min(DENOISE_POSITIONS, len(everyone)),), generator=rng)
     kappa = noise.draw(config.training, points, len(at), rng)
@@ -191,7 +192,8 @@ def noised_at(
 
 
 def _mine(noised: Noised, before: int, batch: Batch, *, fixed: bool) -> Noised:
-    """Those of a share's own targets. before: the number of targets before the share's first."""
+    """The part for a share's own targets. before: the number of targets before the share's
+    first."""
     have = len(batch.targets) if batch.there is None else int(batch.there.sum())
     place, m = noised.at - before, len(noised.at)
     mine = (place >= 0) & (place < have)
@@ -213,8 +215,8 @@ _PER_POSITION = ("targets", "kappa", "log_c", "cosine", "deficit", "normals")
 
 
 def _filled(noised: Noised) -> Noised:
-    """With DENOISE_POSITIONS positions, of which the additional ones don't count: a step may have
-    fewer targets."""
+    """Fill up to DENOISE_POSITIONS positions, because a step may have fewer targets. The additional
+    positions don't count."""
     m = len(noised.at)
     if m == DENOISE_POSITIONS:
         return noised
@@ -226,7 +228,7 @@ def _filled(noised: Noised) -> Noised:
 
 
 def _pairs(vocabulary: int, rng: torch.Generator, dtype: torch.dtype, *, fixed: bool) -> Pairs:
-    """Random pairs of unlike tokens."""
+    """Random pairs of different tokens."""
     ids = torch.randint(vocabulary, (2, SPREAD_PAIRS), generator=rng)
     unlike = ids[0] != ids[1]
     if not fixed:

@@ -52,10 +52,10 @@ def _in_chunks(
     grad_query, grad_points, grad_bias = torch.empty_like(query), torch.zeros_like(points), torch.zeros_like(bias)
     log_p = query.new_empty(rows)
     size = min(rows, max(1, CHUNK_ELEMENTS // vocabulary))
-    # All chunks are written into the same arrays: the system fills each page of a new array with
-    # zeros.
+    # All chunks are written into the same arrays, because the system would fill each page of a new
+    # array with zeros.
     logits, probabilities = (query.new_empty(size, vocabulary, dtype=dtype) for _ in range(2))
-    # The rows that the gradients of points and bias are sums over: weights scale them here, where
+    # The gradients of points and bias are sums over these rows. Weights scale the rows here, where
     # they are narrow.
     own = query if weights is None else query * weights[:, None]
     ones = query.new_ones(rows, dtype=dtype) if weights is None else weights.to(dtype)
@@ -101,7 +101,8 @@ def _compiled(
             loss, pull = loss * weights[chunk], pull * weights[chunk, None]
         losses.append(loss)
         of_query.append(pull.to(dtype) @ narrow)
-        # The first chunk adds to nothing, so that one chunk is three products and no more.
+        # The first chunk isn't added to anything, so a single chunk takes three products and no
+        # more.
         product = pull.to(dtype).t() @ part
         of_points, of_bias = (of_points + product, of_bias + pull.sum(0)) if start else (product, pull.sum(0))
     return torch.cat(losses), torch.cat(of_query), of_points, of_bias
@@ -158,7 +159,7 @@ def linear_cross_entropies(
     dtype: torch.dtype | None = None,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`linear_cross_entropy`, and that of each row (N,), without a gradient: -log p(v|c) of the
+    """`linear_cross_entropy`, and the loss of each row (N,), without a gradient: -log p(v|c) of the
     targets. weights: (N,), factors of the rows; by default 1."""
     if len(query) * len(points) <= FEW_LOGITS:
         narrow = dtype or query.dtype

@@ -31,7 +31,7 @@ class Losses:
 
     total: the scalar to differentiate. parts: detached scalars by name, without their weights.
     states: (N, d), the states h of the contexts, row after row. energies: (N,), -log p(v|c) of the
-    tokens that followed. States and energies are detached, and those of this share only.
+    tokens that followed. States and energies are detached, and are those of this share only.
     """
 
     total: Tensor
@@ -63,8 +63,8 @@ def objective(
     share: Share = WHOLE,
     over_step: OverStep = lambda sums: sums,
 ) -> Losses:
-    """The loss of one step, or what a share of its rows adds to it: `losses_of` what `prepare`
-    makes of the tokens.
+    """The loss of one step, or what a share of its rows adds to it. It calls `losses_of` on what
+    `prepare` makes of the tokens.
 
     tokens: (B, T+1) int64, all rows of the step. Each is a window whose last T tokens are
         predicted; a row ends at its first -1.

@@ -2,8 +2,9 @@
 section 9).
 
 Noise is x ~ vMF(mu, kappa). Its mean angle is acos A_d(kappa). The original system's noise was
-Gaussian, with sigma in each of the d - 1 tangent coordinates. Projected onto the sphere its mean
-cosine is about 1/sqrt(1 + sigma^2 (d-1)); the kappa with the same mean cosine replaces it.
+Gaussian, with sigma in each of the d - 1 tangent coordinates. Projected onto the sphere, that noise
+has a mean cosine of about 1/sqrt(1 + sigma^2 (d-1)); the kappa with the same mean cosine replaces
+it.
 
 kappa_c is the concentration at which one of V tokens can be told from the others. Here it is sqrt(2
 d ln V), as in section 9: one number for a model. Sampling uses the entropy of each context, which
@@ -47,8 +48,8 @@ def critical(d: int, vocabulary: int) -> float:
 
 
 def kappa_range(d: int, vocabulary: int) -> tuple[float, float]:
-    """The range of training noise, [kappa_c/12, 2.5 kappa_c]: below it nothing is left but noise,
-    above it the task is trivial."""
+    """The range of training noise, [kappa_c/12, 2.5 kappa_c]: below it only noise is left, above it
+    the task is trivial."""
     middle = critical(d, vocabulary)
     return middle / 12, 2.5 * middle
 
@@ -57,7 +58,7 @@ def given(config: TrainingConfig, d: int) -> tuple[float, ...]:
     """kappa of each of --noise-levels, in their order; empty if none were given.
 
     Raises:
-        ConfigError: a level is out of range; names it.
+        ConfigError: a level is out of range. The message names the level.
     """
     return tuple(_kappa(level, config.noise_unit, d) for level in config.noise_levels)
 

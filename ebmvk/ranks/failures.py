@@ -49,7 +49,7 @@ class Failures:
             if self._store.check(["failed"]):
                 return _relayed(json.loads(self._store.get("failed")))
             here = {rank for rank in range(self._size) if self._store.check([f"here {rank}"])}
-        except RuntimeError:  # the store has ended: the first rank keeps it, or torchrun on its machine
+        except RuntimeError:  # the store has ended; the first rank keeps it, or torchrun does on that machine
             here = {self._rank, *range(1, self._size)}
         missing = sorted(set(range(self._size)) - here)
         names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}" if missing else "another rank"
@@ -74,7 +74,7 @@ class Failures:
 
 
 def _relayed(said: Mapping[str, Any]) -> EbmvkError:
-    """The error of a rank that has ended, and has printed it."""
+    """The error to raise for a rank that has ended with an error, which it has printed."""
     kind = getattr(errors, said["kind"], None)
     if kind is not None:
         plain = next(own for own in kind.__mro__ if own.__init__ is EbmvkError.__init__)

@@ -36,7 +36,7 @@ Handler = Callable[..., object]
 class Ranks:
     """This process among those of the run.
 
-    Methods that reach the others raise RankLost if one has died, or the error that ended one.
+    Methods that reach the other ranks raise RankLost if one has died, or the error that ended it.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, failures: Failures | None = None) -> None:
@@ -182,7 +182,7 @@ class Ranks:
     # ---- tensors ---------------------------------------------------------------------------------
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """Fill the tensor, on the CPU, with that of the first rank."""
+        """Fill the tensor, on the CPU, with the values of the first rank's tensor."""
         with self._reaching():
             dist.broadcast(tensor, 0, group=self._idle)
         return tensor

@@ -21,7 +21,7 @@ MOST_HEADS = 6  # side by side
 
 
 def draw(chart: Chart, name: str, salt: str = "") -> str:
-    """An <svg> element. name: for readers who can't see it; salt: unique on the page."""
+    """An <svg> element. name: for readers who can't see the picture; salt: unique on the page."""
     salt = salt or name
     match chart:
         case Lines():
@@ -153,7 +153,8 @@ def _heads(chart: Heads, name: str, salt: str) -> str:
 
 
 def _head(axes: Axes, weights: Any, title: str, *, across: bool, down: bool) -> None:
-    """across, down: number the positions there. The maps beside and above share the numbers."""
+    """across, down: True to number the positions on that axis; other maps beside or below this one
+    share the numbers."""
     colour = np.zeros((*np.shape(weights), 4))
     colour[..., :3] = HEAT
     colour[..., 3] = np.sqrt(np.asarray(weights, dtype=float))

@@ -58,7 +58,7 @@ TERMS = (
         "Langevin", r"Langevin",
         "A random walk that prefers low energy. Here it moves points over a sphere to find the next token.",
     ),
-    Term("chain", r"chains?", "One random walk of a sampler. Where chains end gives samples."),
+    Term("chain", r"chains?", "One random walk of a sampler. The points where chains end are the samples."),
     Term(
         "kinetic temperature", r"kinetic temperature",
         "How fast the points of Langevin chains move: the mean of |v|² / (d − 1). If the integrator is right, it "

@@ -58,7 +58,7 @@ def marked(text: str) -> list[tuple[str, bool]]:
 
 
 class _Drawn:
-    """Draws the pictures of one page; a number makes the ids in each one unique."""
+    """Draws the pictures of one page; a number makes the ids of each picture unique."""
 
     def __init__(self) -> None:
         self._numbers = count(1)

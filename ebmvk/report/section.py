@@ -86,7 +86,7 @@ class Section(Generic[S, T]):
     Args:
         name: the key of its figures in a record.
         measure: the figures of a subject. If there are none, `Absent` with a reason, or None.
-        show: content for the page, made from what `measure` returned, perhaps by an earlier
+        show: content for the page, made from what `measure` returned, perhaps in an earlier
             version.
         also: keys of the whole record that `show` needs too.
     """

@@ -18,7 +18,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from ebmvk.report.charts import COLOURS
 
-# Drawn in colours that nothing else in the picture has, then replaced by the page's own variables.
+# Curves are drawn in colours that nothing else has, which are then replaced by the page's
+# variables.
 SERIES = tuple(f"#0a0b{i + 1:02x}" for i in range(COLOURS))
 INK, GRID = "#0a0bfe", "#0a0bff"
 _VARIABLES = {colour: f"var(--series-{i + 1})" for i, colour in enumerate(SERIES)} | {
@@ -98,12 +99,12 @@ def _log_ticks(axis: Axis) -> None:
 def svg_of(figure: Figure, name: str, least: float = LEGIBLE, most: float | None = None) -> str:
     """The figure as an <svg> element for a page, as wide as its container.
 
-    name: for readers who can't see it. least, most: pixels per point.
+    name: for readers who can't see the picture. least, most: pixels per point.
     """
     layout = figure.get_layout_engine()
     assert layout is not None  # figure_of gives one
     layout.execute(figure)
-    figure.set_layout_engine("none")  # or else savefig draws everything once more for it
+    figure.set_layout_engine("none")  # otherwise savefig would draw everything once more to lay it out
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()

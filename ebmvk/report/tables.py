@@ -69,7 +69,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def duration(seconds: float) -> str:
-    """For people: '42 s', '3 min 20 s', '5 h 10 min', '2 days 3 h'; a dash if it is unknown."""
+    """A duration such as '42 s', '3 min 20 s', '5 h 10 min', '2 days 3 h'; a dash if unknown."""
     if not math.isfinite(seconds) or seconds < 0:
         return DASH
     for unit, part, name, smaller in ((86_400, 3600, "day", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):

@@ -40,8 +40,8 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents. Each is synced, or a power cut could undo it with all its
-    files.
+    """Make a folder and its parents. Each is synced, because a power cut could otherwise undo it
+    with all its files.
     """
     if not folder.is_dir():
         make_folder(folder.parent)

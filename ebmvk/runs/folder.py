@@ -1,7 +1,7 @@
 """Opens trained runs, and checks that checkpoint, settings, tokenizer and text belong together.
 
-`open_run` reads a run folder, one checkpoint or an exported model back, verified, as an `OpenRun`.
-The checks here raise CheckpointError with the first thing that doesn't fit.
+`open_run` reads and verifies a run folder, one checkpoint or an exported model, and returns an
+`OpenRun`. The checks here raise CheckpointError with the first thing that doesn't fit.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def check_fits(found: Checkpoint, config: Config, tokenizer: Tokenizer) -> None:
     """Check that a checkpoint holds a model of this configuration.
 
     Raises:
-        CheckpointError: naming the first key or tensor that doesn't fit.
+        CheckpointError: a key or a tensor doesn't fit; the message names the first one.
     """
     check_same_model(found, config, tokenizer)
     _check_threads(found)
@@ -170,11 +170,11 @@ def _check_threads(found: Checkpoint) -> None:
 
 
 def open_run(path: Path, flag: str, say: Callable[[str], None]) -> OpenRun:
-    """Read a trained model back, verified.
+    """Read and verify a trained model.
 
     Raises:
-        CheckpointError: it is missing or corrupt, or doesn't fit the configuration in the run's
-            config.toml.
+        CheckpointError: the model is missing or corrupt, or doesn't fit the configuration in the
+            run's config.toml.
     """
     found = _find(path, flag, say)
     model = build_model(found.config.model, found.tokenizer.vocab_size)

@@ -52,7 +52,7 @@ def _of_its_steps(run: OpenRun) -> Iterator[str]:
     parts = _parts_of_a_step(run)
     if parts and config.data.apart:
         yield (
-            f"It was trained with a mean over {parts} that all counted the same however few tokens they had; "
+            f"It was trained with a mean over {parts} that had equal weights, however few tokens each had; "
             "the mean over all tokens is right. The same flags give different weights now."
         )
     if _has_losses_of_a_batch(config) and config.training.accumulation_steps > 1:

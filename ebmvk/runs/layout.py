@@ -31,7 +31,7 @@ def newest(flag: str, *, trained: bool = False) -> Path:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """True if it is a run folder with at least one checkpoint, even a damaged one."""
+    """True for a run folder with at least one checkpoint, even a damaged one."""
     return any(path.is_dir() for path in folder.glob("checkpoints/step-*"))
 
 

@@ -68,7 +68,7 @@ def files_of(path: Path) -> dict[str, Any]:
 
 
 def is_kept(path: Path) -> bool:
-    """True if a checkpoint was saved to be kept, or if its manifest can't tell.
+    """True if a checkpoint was saved to be kept, or if damage to its manifest hides that.
 
     Damage must never delete weights that should be kept, so the answer is False only if the
     manifest is valid or missing.

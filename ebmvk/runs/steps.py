@@ -152,7 +152,7 @@ def recover(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete leftovers of killed saves that nothing needs."""
+    """Delete what killed saves have left behind and nothing needs."""
     replaced = (aside for aside in folder.glob(".step-*.replaced") if _replaced_by(aside).exists())
     for left in (*folder.glob(".step-*.unfinished"), *replaced):
         shutil.rmtree(left, ignore_errors=True)

@@ -38,8 +38,8 @@ def own_text(config: Config, dataset: str | None = None, data_dir: Path | None =
             the same for the folder of data sets.
 
     Raises:
-        DataError: it no longer exists, or is no longer text. ConfigError: the run's `--include` now
-            matches nothing.
+        DataError: the text no longer exists, or is no longer text. ConfigError: the run's
+            `--include` now matches nothing.
     """
     data = config.data
     name = dataset or data.dataset

@@ -50,7 +50,7 @@ def annealed_langevin(
 
     Args:
         scheme: the integrator. If it is a Metropolis one, `LEAPFROGS` of the `steps` make a
-            trajectory, so there are steps // LEAPFROGS of them, at least one per level.
+            trajectory, so there are steps // LEAPFROGS trajectories, at least one per level.
 
     Raises:
         ArgumentError: as `annealed_schedule`. NonFinite: a chain became infinite or NaN.

@@ -6,12 +6,13 @@ p(g|c), the sum of p(v|c) over its tokens, annealed Langevin chains and the Baye
     x ~ sum_g p(g|c) vMF(x; m_g, kappa),              g from p(g|x, c)       the coarse law
     y ~ sum_{v in g} p(v|g, c) vMF(y; mu_v, kappa'),  v from p(v|y, g, c)    the fine law of g
 
-Each line is a latent law with its own Bayes decoder, so the central identity holds for each,
-whatever its directions, concentration and candidates. The first gives g the law p(g|c). The second,
-whose chains share no random numbers with the first, gives v the law p(v|g, c). As each token is in
-one neighbourhood, v has the law p(g|c) p(v|g, c) = p(v|c), for any split and any directions. Good
-directions make the states informative: K candidates cover nearly all of p(g|c) and of p(v|g, c).
-Without neighbourhoods, K candidates of a flat p(v|c) leave much of it to the uniform component.
+Each line is a latent law with its own Bayes decoder, so the identity of section 6 holds for each:
+the decoded g or v has exactly its law, whatever the directions, concentration and candidates. The
+first line gives g the law p(g|c). The second, whose chains share no random numbers with the first,
+gives v the law p(v|g, c). Because each token is in one neighbourhood, v has the law p(g|c) p(v|g,
+c) = p(v|c), for any split and any directions. Good directions make the states informative: K
+candidates cover nearly all of p(g|c) and of p(v|g, c). Without neighbourhoods, K candidates of a
+flat p(v|c) leave much of it to the uniform component.
 
 Cost: two runs of chains instead of one, each with at most K candidates; k-means and the assignment
 of V tokens once per model.

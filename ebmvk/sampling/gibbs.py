@@ -44,8 +44,8 @@ def block_gibbs(
     start: Tensor | None = None,
     first_chain: int = 0,
 ) -> GibbsSample:
-    """Run sweeps that draw v|x, then x|v. For the rest, the component outside the candidates, x is
-    uniform.
+    """Run sweeps that draw v|x, then x|v. x is uniform if v is the rest, the component outside the
+    candidates.
 
     Args:
         embeddings: (V, d) unit rows, those of `law.points`.

@@ -65,8 +65,8 @@ class Options:
     settings: those of the run. `langevin_steps` sets the work of every sampler: the number of
         integrator steps of a Langevin chain, or of leapfrogs of each replica; block Gibbs makes one
         sweep for every eight.
-    seed: the same seed gives the same result. first_chain: the number of the first context: its
-        draws are those of that chain, however a batch is split.
+    seed: the same seed gives the same result. first_chain: the chain number of the first context. A
+        context's draws follow from its chain number, however a batch is split.
     """
 
     settings: LangevinConfig
@@ -95,7 +95,7 @@ class State:
     """x: (B, d) unit rows drawn at concentration kappa (B,).
 
     diagnostics: those of each run of chains that made the states. rates: (B, P), what the
-    registry's `rates` says, or None.
+    registry's `rates` describes, or None.
     """
 
     x: Tensor
@@ -127,7 +127,8 @@ def decoding_seed(options: Options) -> int:
 
 
 def by_decoding(sample: StateFunction) -> TokenFunction:
-    """A sampler of tokens: a state by `sample`, then a token from it alone by Bayes' rule."""
+    """A sampler of tokens: `sample` draws a state, then Bayes' rule draws a token from that
+    alone."""
 
     def tokens(space: TokenPoints, query: Tensor | None, log_p: Tensor, options: Options) -> Drawn:
         law = space.law(query, log_p, options.settings.knn_k)

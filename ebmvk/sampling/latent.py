@@ -80,7 +80,7 @@ class LatentLaw:
         masses."""
         log_p = log_p.detach()
         rest = log_p.scatter(1, ids, -math.inf)
-        # Summed, as 1 minus the mass inside would lose a small rest in float32.
+        # Summed, because 1 minus the mass inside would lose a small rest in float32.
         return cls(backend, points, ids.contiguous(), log_p.gather(1, ids).contiguous(), rest.logsumexp(1))
 
     @property
@@ -199,7 +199,8 @@ def draw(weights: Tensor, u: Tensor) -> Tensor:
     weights: (B, K) >= 0; u: (B,) uniforms.
     """
     below = weights.double().cumsum(1)
-    # Never at or past the last positive weight's own sum, which rounding may leave just below u.
+    # Rounding may leave the sum of all weights at or below u, so the index is limited to the last
+    # positive weight.
     chosen = torch.searchsorted(below, (u * below[:, -1])[:, None], right=True)[:, 0]
     return torch.minimum(chosen, _last_positive(weights))
 

@@ -35,7 +35,7 @@ class Sampler:
         comes from starting at uniform states, and it shrinks with more sweeps or rounds.
         "closely": the chain's finite steps add another bias, which `ebmvk certify` bounds.
     any_temperature: True if its chains may run at a temperature other than 1 (`--langevin-T`).
-    rejects: True if its chains must accept or reject, as not every `--langevin-scheme` does.
+    rejects: True if its chains must accept or reject; not every `--langevin-scheme` does.
     rates: what `Drawn.rates` of this sampler are, as a label for users; "" if it has none.
     diagnosed: the n for which `ebmvk diagnose` gives it 1/n of annealed Langevin's chains; 0: none.
     certificate: the tests of `ebmvk certify` that cover it. If it names none, the suite compares

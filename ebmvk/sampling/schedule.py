@@ -1,12 +1,12 @@
 """Annealing schedules of Langevin chains (model section 7).
 
 The modes of a mixture of entropy H nats in d dimensions separate near kappa_c = sqrt(2 d H). Above
-it no local chain moves mass between modes, so mixture weights have to be right before. Hence levels
-rise evenly from kappa_c/5 to 1.4 kappa_c, where most states already belong to one mode while chains
-still mix, and stop there: decoding is exact at every kappa, so a last kappa far above kappa_c would
-only add error. (A jump from 2 to 5.5 kappa_c in one level throws half of the chains out of every
-mode into the background: total variation 0.5.) If `kappa_max` is larger, geometric levels lead up
-to it.
+it no local chain moves mass between modes, so mixture weights have to be right before that. Hence
+levels rise evenly from kappa_c/5 to 1.4 kappa_c, where most states already belong to one mode while
+chains still mix, and stop there: decoding is exact at every kappa, so a last kappa far above
+kappa_c would only add error. (A jump from 2 to 5.5 kappa_c in one level throws half of the chains
+out of every mode into the background: total variation 0.5.) If `kappa_max` is larger, geometric
+levels lead up to it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ebmvk.sphere.vmf import kappa_critical, log_c_ratio
 FIRST = 0.2  # first level over kappa_c
 LAST = 1.4  # last level over kappa_c, unless kappa_max is given
 ARC = 0.15  # radians that a chain moves per step: h sqrt((d-1) T)
-STIFFNESS = 0.3  # h sqrt(kappa)
+STIFFNESS = 0.3  # the most that h sqrt(kappa) may be
 
 
 def annealed_schedule(

@@ -63,16 +63,16 @@ def tempering(
     Pairs (0, 1), (2, 3), ... exchange after even rounds; (1, 2), ... exchange after odd ones (Okabe
     et al. 2001), with probability min(1, e^D), D = (E_i(x_i) + E_j(x_j) - E_i(x_j) - E_j(x_i)) / T.
     All rungs' densities are relative to one uniform measure, so the normalisers log
-    C_d(kappa)/C_d(0) in E make this the exact Metropolis ratio. Velocities go with their states, as
-    they have the same law on every rung.
+    C_d(kappa)/C_d(0) in E make this the exact Metropolis ratio. Velocities go with their states,
+    because they have the same law on every rung.
 
     Args:
         rungs: number of replicas of each chain, evenly from kappa_c/5 to 1.4 kappa_c. The
             acceptance of an exchange then depends on the entropy, not on d.
         rounds: each of two trajectories of four leapfrogs, then one exchange.
         kappa: the highest rung for all chains, instead of 1.4 kappa_c.
-        temperature: of velocities and law. Only at 1 do tokens have the model's law. step_size,
-        gamma: those of all rungs, instead of the rules
+        temperature: of velocities and law. Tokens have the model's law only at 1.
+        step_size, gamma: those of all rungs, instead of the rules
             h sqrt((d-1)T) <= .3, h sqrt(kappa) <= .3 and gamma = sqrt(kappa).
         scheme: the integrator, a Metropolis one.
 

@@ -44,8 +44,8 @@ class SamplingHealth:
     _waiting: list[LangevinDiagnostics] = field(default_factory=list)
 
     def add(self, found: LangevinDiagnostics) -> None:
-        """Count the chains of one run. Diagnostics on a device are read later, those of many runs
-        together.
+        """Count the chains of one run. Diagnostics on a device are read later, for many runs at
+        once.
         """
         if isinstance(found.energy, DeviceTensor):
             self._waiting.append(found)

@@ -31,7 +31,7 @@ from torch import Tensor
 from ebmvk.errors import ArgumentError
 
 _TERMS = 10  # U_0 ... U_10
-_ORDER = 40.0  # from this order on they are exact to float64 rounding for every argument
+_ORDER = 40.0  # from this order on, ten terms are exact to float64 rounding for every argument
 
 
 def _check(name: str, value: Tensor, d: int, *, below: float = math.inf) -> None:
@@ -251,8 +251,8 @@ def placed(mu: Tensor, deficit: Tensor, normals: Tensor) -> Tensor:
 
 
 def sample_deficit(kappa: Tensor, d: int, rng: torch.Generator) -> Tensor:
-    """Samples of 1 - t, (B,), where t = mu.x for x ~ vMF(mu, kappa). Computed from t, it would be
-    lost to rounding at large kappa. kappa: (B,) float64, >= 0."""
+    """Samples of 1 - t, (B,), where t = mu.x for x ~ vMF(mu, kappa). Subtracting t from 1 would
+    lose it to rounding at large kappa. kappa: (B,) float64, >= 0."""
     b = (d - 1) / (2 * kappa + torch.sqrt(4 * kappa * kappa + (d - 1) ** 2))
     x0 = (1 - b) / (1 + b)
     c = kappa * x0 + (d - 1) * torch.log(4 * b / (1 + b) ** 2)  # 1 - x0^2

@@ -44,9 +44,10 @@ def merge_cost(store: SplatStore, i: Tensor, j: Tensor, cosine: Tensor) -> Tenso
 
 
 def _places(store: SplatStore, mass: Tensor, length: Tensor) -> Tensor:
-    """n psi(|R|/n) - n log C_d(0), of any shape, float64. Merging leaves the second term."""
+    """n psi(|R|/n) - n log C_d(0), of any shape, float64. Merging doesn't change the sum of the
+    second term."""
     r = (length / mass).clamp(0, 1)
-    # Beyond it kappa_hat is kappa_max
+    # For a longer r, kappa_hat is kappa_max
     ceiling = mean_cosine(torch.tensor(store.kappa_max, dtype=r.dtype), store.d)
     # psi is flat at its maximum, so an error of kappa enters squared.
     kappa = inverse_mean_cosine(torch.minimum(r, ceiling), store.d).clamp(store.kappa_min, store.kappa_max)
@@ -77,8 +78,8 @@ def _pairs(store: SplatStore, most: int, backend: Backend, cost: Cost) -> Tensor
 
     Merges at least one pair.
 
-    Partners are looked for only for the lightest splats, four times as many as have to be merged:
-    merging heavy splats costs more, and each search takes time.
+    Partners are looked for only for the lightest splats, four times the number that must be merged.
+    Merging heavy splats costs more, and each search takes time.
     """
     ask = torch.arange(store.n)
     if max(4 * most, QUERIES) < store.n:

@@ -17,8 +17,8 @@ from ebmvk.splats.history import History
 from ebmvk.splats.store import SplatStore
 
 MEMBERS = 4  # candidates per new splat; one or two points say nothing about a concentration
-LEAST_MASS = 2.0  # a lighter new splat is an outlier; its states wait for company
-ROUNDS = 16  # of seeding
+LEAST_MASS = 2.0  # a lighter new splat is an outlier; its states wait for others near them
+ROUNDS = 16  # most rounds of seeding
 SPLIT_MEMBERS = 8  # a splat needs this many of the latest states to be split
 SPLITS = 1000  # most splits at once; each takes a millisecond or two
 
@@ -49,7 +49,7 @@ def seeds(states: Tensor, k: int, random: torch.Generator) -> Tensor:
     chosen = torch.randint(len(states), (1,), generator=random)
     distance = 1 - states @ states[chosen[0]]
     while len(chosen) < min(k, len(states)):
-        # A copy of a seed may be a seed
+        # A copy of a seed may become a seed, but a seed is never drawn twice
         weight = distance.clamp_min(1e-6).index_fill(0, chosen, 0.0)
         new = torch.multinomial(weight, min(math.ceil(k / ROUNDS), k - len(chosen), len(states) - len(chosen)),
                                 generator=random)  # fmt: skip

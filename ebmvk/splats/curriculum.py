@@ -42,7 +42,7 @@ def phases(config: SplatConfig) -> tuple[Phase, ...]:
 def due(config: SplatConfig, step: int, steps: int, steps_per_epoch: int) -> int:
     """The phase due at a step.
 
-    Phases are equal parts of `curriculum_epochs`, or of the run if it is shorter.
+    Phases are equal parts of `curriculum_epochs`, or of the run if the run is shorter.
     """
     length = min(float(steps), config.curriculum_epochs * steps_per_epoch)
     count = len(phases(config))

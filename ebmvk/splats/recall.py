@@ -40,9 +40,9 @@ class Recall:
         """The log of the pool of p_mem and p_lex, (B, V), and gate features (B, FEATURES).
 
         p_i = p_mem^share p_lex^(1 - share) / Z is the logarithmic pool (Genest and Zidek 1986), in
-        which energies add: splats say what follows places like this one, the lexical law which of
-        these tokens fit here. The features are `closest`, `log_density`, and the entropy and
-        largest entry of log p_i.
+        which energies add: splats say what follows places like this one, and the lexical law says
+        which of these tokens fit here. The features are `closest`, `log_density`, and the entropy
+        and largest entry of log p_i.
 
         log_p_lex: (B, V) float32, on the CPU.
         """

@@ -174,8 +174,8 @@ class Consolidation:
     def _faded(self, step: int) -> tuple[SplatStore | None, int]:
         """The store after fading, and the number of splats pruned.
 
-        All statistics fade; old splats also by the weight decay, which is per epoch and applied for
-        the part of an epoch that has passed.
+        All statistics fade. Old splats also fade by the weight decay, a rate per epoch, for the
+        part of an epoch that has passed.
         """
         store, config = self.store, self.config
         if store is None:

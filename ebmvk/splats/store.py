@@ -23,7 +23,7 @@ from ebmvk.sphere.vmf import inverse_mean_cosine, log_c_ratio, mean_cosine
 BETA = 2.0
 """beta of the splats of a training text.
 
-Pooled with the lexical law, it keeps tokens possible that no context had.
+Pooled with the lexical law, it keeps tokens possible that followed no context.
 """
 _ROWS = 1 << 16  # states converted to float64 at once
 
@@ -36,7 +36,7 @@ def fit_kappa(mass: Tensor, length: Tensor, d: int, low: float, high: float) -> 
     """
     square = ((length.square() / mass.clamp_min(1e-12) - 1) / (mass - 1).clamp_min(1e-12)).clamp(0, 1)
     r = torch.where(mass > 1, square, 0.0).sqrt()
-    # Beyond it kappa_hat is `high`
+    # For a longer r, kappa_hat is `high`
     ceiling = mean_cosine(torch.tensor(high, dtype=r.dtype, device=r.device), d)
     return inverse_mean_cosine(torch.minimum(r, ceiling), d).clamp(low, high)
 
@@ -180,7 +180,7 @@ class SplatStore:
         return replace(self, mass=self.mass * factor, resultant=resultant, count=self.count * factor[self.row])
 
     def kept(self, keep: Tensor) -> SplatStore:
-        """Only the splats that keep (M,) bool marks, at least one."""
+        """Only the splats that `keep` marks. keep: (M,) bool, at least one is True."""
         cells = keep[self.row]
         length = self.count_start.diff()[keep]
         return replace(
@@ -296,7 +296,8 @@ class SplatStore:
 
     @cached_property
     def _counts(self) -> sparse.csr_array:
-        """n_k(v), (M, V) float32, sparse: products take 1/6 of the time of sums by index."""
+        """n_k(v), (M, V) float32, sparse. Its products take a sixth of the time of sums by
+        index."""
         parts = (self.count.float().numpy(), self.count_token.int().numpy(), self.count_start.int().numpy())
         return sparse.csr_array(parts, shape=(self.n, self.vocab_size))
 

@@ -67,8 +67,9 @@ class PlannedRun:
         threads: of torch, through OMP_NUM_THREADS; None leaves it as it is.
 
         Raises:
-            ConfigError: as `finished`. FolderInUse: another process is training it. RunFailed: it
-                ended with an error, which it has printed. RunStopped: it was interrupted or killed.
+            ConfigError: as `finished`. FolderInUse: another process is training it. RunFailed: the
+                run ended with an error, which it has printed. RunStopped: the run was interrupted
+                or killed.
         """
         if self.finished():
             return

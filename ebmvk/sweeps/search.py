@@ -33,7 +33,7 @@ class Axis:
 
     @classmethod
     def parse(cls, text: str) -> Axis:
-        """`learning_rate=1e-4:1e-2`.
+        """The axis that a text such as `learning_rate=1e-4:1e-2` describes.
 
         Raises:
             ConfigError: the text doesn't have that form, the setting doesn't exist or isn't a

@@ -40,7 +40,7 @@ class AdamW(Parameters):
     def __init__(
         self, groups: Iterable[Mapping[str, Any]], *, lr: float, betas: tuple[float, float], eps: float
     ) -> None:
-        """groups: "params", "weight_decay", and other settings, which are kept."""
+        """groups: dicts with "params", "weight_decay", and other settings, which are kept."""
         super().__init__(groups, lr=lr, betas=betas, eps=eps)
 
     @torch.no_grad()

@@ -19,14 +19,14 @@ from ebmvk.report.tables import duration
 from ebmvk.training.stepping import Steps
 
 STEPS = 3
-"""Steps that are timed on each, after one that warms up."""
+"""Steps that are timed on each device, after one that warms up."""
 SHARE = 0.05
-"""The part of the run that measuring may take, about."""
+"""About the part of the run that measuring may take."""
 COMPILING = 30.0
-"""Seconds that compiling a step for a device takes, about: it can't be known before."""
+"""About the seconds that compiling a step for a device takes. They can't be known before."""
 
 Take = Callable[[Steps], object]
-"""Takes a step; the same one each time."""
+"""A function that takes a step, the same one each time."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Choice:
         return f"on {place}: {self.why}"
 
     def record(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The choice as JSON values."""
         return asdict(self)
 
 
@@ -94,7 +94,7 @@ def chosen(host: Callable[[], Steps], device: Callable[[], Steps], take: Take, l
 
 
 def timed(steps: Steps, take: Take) -> float:
-    """Seconds of a step."""
+    """The seconds that a step takes."""
     began = time.perf_counter()
     take(steps)
     return time.perf_counter() - began

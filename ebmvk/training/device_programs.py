@@ -1,8 +1,8 @@
 """The compiled programs of a run's steps: one for a whole step, or one for a pass and one for the
 update.
 
-Either way a step is one wait. With several processes the gradients come to the host in between, so
-there are two waits, and a third one if the model has losses of its own.
+Either way the host waits once per step. With several processes the gradients come to the host in
+between, so it waits twice, and a third time if the model has losses of its own.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from ebmvk.training.step import Step
 from ebmvk.training.update import Tensors
 
 Pass = Mapping[str, Any]
-"""pass: a `Batch`. With a sample also place (m,) int64, the positions that consolidation sees, and
-mine (m,) bool; see `Parts.one_pass`."""
+"""pass: a `Batch`. With a sample, it also has place (m,) int64, the positions that consolidation
+sees, and mine (m,) bool; see `Parts.one_pass`."""
 Meet = Callable[[Tensor, Sequence[Tensor]], None]
-"""Sums (losses, arrays) over the processes, in place."""
+"""Adds up (losses, arrays) over the processes, in place."""
 MAKING: Callable[[], None] = lambda: None  # noqa: E731
 GRADIENTS, LOSSES, SUMS, SAMPLE = "state['gradients']", "state['losses']", "state['sums']", "state['sample']"
 
@@ -37,7 +37,7 @@ class Programs(ABC):
 
     Attributes:
         ran: what the last step did on the device, once for each wait. cpu_ops: torch's operations
-            on the host while it waited.
+            on the host while the host waited.
     """
 
     def __init__(self, pure: Step, device: Recorder, slots: Tensors) -> None:
@@ -58,7 +58,7 @@ class Programs(ABC):
         host.
 
         Raises:
-            DeviceError: they are lost.
+            DeviceError: the device has lost them.
         """
         if self._chain is None:
             return *self._start, ()
@@ -67,7 +67,8 @@ class Programs(ABC):
 
     @property
     def chain(self) -> Chain | None:
-        """The programs, whose parameters functions may read; None before the first of them."""
+        """The chain of programs, whose parameters other functions may read; None before there is a
+        program."""
         return self._chain
 
     @property
@@ -95,7 +96,7 @@ class Programs(ABC):
 
 
 class Whole(Programs):
-    """A step of one pass is one program."""
+    """For steps of one pass: the whole step is one program."""
 
     def ready(self, passes: Sequence[Pass], scalars: Tensors, making: Callable[[], None] = MAKING) -> None:
         self._made().ready([self._call(passes, scalars)], making)

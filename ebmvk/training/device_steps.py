@@ -60,7 +60,7 @@ class DeviceSteps(Steps):
         self._samples = samples(config) if config.splats.enable_soc else 0
         self._slots = len(seen.empty(config).get(seen.SEEN, ()))
         self._waiting: list[int] = []  # how many states are in each slot that is in use
-        self._seen: list[Tensor] = []  # read from there
+        self._seen: list[Tensor] = []  # samples that were read from the slots
         self._programs: Programs = self._new_programs(config.training.accumulation_steps)
         self._layers: DeviceLayers | None = None
         self._ahead = False  # the device has taken steps that the host doesn't know
@@ -181,12 +181,12 @@ class DeviceSteps(Steps):
         known = torch.cat((small, small.new_tensor([float(self._interruption.came or self.ranks.interrupted)])))
         self.ranks.add_up([known])
         small.copy_(known[:-1])
-        if known[-1]:  # never reset here, as a signal may have come meanwhile
+        if known[-1]:  # never reset here, because a signal may have come meanwhile
             self._interruption.came = True
         self.ranks.add_up(large)
 
     def _given(self, tokens: Tensor, step: int, parts: int) -> list[Pass]:
-        """What each of this rank's passes is given."""
+        """The inputs of each of this rank's passes."""
         shares = [Share(self.ranks.rank, self.ranks.size, batch=number, batches=parts) for number in range(parts)]
         seed, config, length = self.config.run.seed, self.config, tokens.shape[1] - 1
         places = self._places(tokens, step)
@@ -244,8 +244,8 @@ class DeviceSteps(Steps):
             return None, error.what if isinstance(error, OutOfMemory) else str(error)
 
     def _out_of_memory(self, tokens: Tensor, step: int, why: str) -> BatchTooLarge:
-        """The error to raise. Smaller batches are compiled and their memory is taken, but they
-        aren't run."""
+        """The error to raise. To find a batch that fits, smaller ones are compiled and their memory
+        is allocated, but they aren't run."""
         self.settle()
         windows = self.config.training.windows_per_step
 

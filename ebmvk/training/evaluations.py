@@ -43,8 +43,8 @@ class Evaluations:
         return self._likelihood(self._part, layers)
 
     def details(self) -> dict[str, Any]:
-        """Score matching and gates on the first of these tokens, as JSON values. torch runs the
-        layers for them."""
+        """Score matching and gates on the first tokens of validation, as JSON values. torch runs
+        the layers for them."""
         scored = self._score_matching(self._part) if self._model.on_sphere else []
         return {"score_matching": [level.record() for level in scored], "gates": self._gates(self._part)}
 

@@ -16,7 +16,7 @@ from ebmvk.errors import ArgumentError
 def first_bad(
     model: nn.Module, total: Tensor, norm: Tensor, parts: Mapping[str, float], again: Callable[[], object]
 ) -> str | None:
-    """Name what isn't finite in a step: a loss, with the place where that begins, or a gradient.
+    """Name what isn't finite in a step: a loss, with the tensor where that begins, or a gradient.
 
     norm: that of all gradients together. again: repeats the step, to watch its modules; it is
     called if a loss is bad.
@@ -33,7 +33,8 @@ def first_bad(
 
 
 def origin(model: nn.Module, again: Callable[[], object]) -> str | None:
-    """The first weight that isn't finite, or else the first such module output in `again`."""
+    """The first weight that isn't finite; if there isn't one, the first bad output of a module
+    during `again`."""
     return _bad_weight(model) or _bad_output(model, again)
 
 

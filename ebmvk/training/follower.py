@@ -41,7 +41,7 @@ class Follower:
         self._on_device: DeviceSteps | None = None
 
     def handlers(self) -> Mapping[str, Handler]:
-        """{what the first rank tells: the function that does it}."""
+        """{what the first rank asks for: the function that does it}."""
         return {**self._shards.handlers(), "enlist": self.enlist, "step": self.step, "compare": self.compare}
 
     def _opened(self, name: str) -> Backend:
@@ -73,7 +73,7 @@ class Follower:
     def _device_steps(self, moments: Mapping[str, torch.Tensor]) -> DeviceSteps:
         from ebmvk.training.device_steps import DeviceSteps  # torch's tracer takes a while to import
 
-        recovery = Recovery(self.config, Path())  # the first rank alone makes errors of a run
+        recovery = Recovery(self.config, Path())  # only the first rank makes the errors of a run
         steps = DeviceSteps(self.config, self.model, self._device, recovery, Interruption(), self.ranks)
         if moments:
             steps.optimizer.load_state_dict(moments)

@@ -73,7 +73,7 @@ class HostSteps(Steps):
         sample = observed(self.config, losses, passes.tokens, self.ranks.share, passes.step + 1)
         came = self._interruption.came
         losses, came = add_up(self.ranks, self.model, losses, sample, interrupted=came)
-        if came:  # to any rank; never reset here, as a signal may have come meanwhile
+        if came:  # to any rank; never reset here, because a signal may have come meanwhile
             self._interruption.came = True
         return losses, sample
 

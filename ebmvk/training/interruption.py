@@ -27,7 +27,7 @@ class Interruption:
         self._terminals: list[int] = []
 
     def __enter__(self) -> Interruption:
-        self._terminals = terminal.terminals()  # a closed one couldn't be recognised
+        self._terminals = terminal.terminals()  # a closed terminal couldn't be recognised later
         self._before = {number: signal.signal(number, self._remember) for number in terminal.ending_signals()}
         return self
 

@@ -35,8 +35,8 @@ class Job:
 
     sources: where the value of each setting came from. folder: the run folder. resume: the
     checkpoint or run to continue from; None: a new run. again: the folder holds a run with these
-    settings that ended before its first checkpoint. before: the settings that a run to continue had
-    until now.
+    settings that ended before its first checkpoint. before: the settings until now of a run that is
+    continued.
     """
 
     config: Config

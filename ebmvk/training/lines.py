@@ -30,7 +30,7 @@ def evaluated(found: Likelihood, *, best: bool) -> str:
 
 
 def figures(found: Likelihood) -> str:
-    """All figures of an evaluation, with how the text was read."""
+    """All figures of an evaluation, and how the text was read."""
     record = found.record()
     token, per_word = tables.number(found.ppl_token, ",.2f"), tables.per_word(record)
     word = "" if per_word is None else f"{tables.number(per_word, ',.2f')} per word, "
@@ -41,7 +41,7 @@ def figures(found: Likelihood) -> str:
 
 
 def not_finite(bad: str) -> str:
-    """The clause of an error.
+    """The clause of an error message about numbers that aren't finite.
 
     bad: the name of a tensor, or the engine's message about a tensor that it refused.
     """

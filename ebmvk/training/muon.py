@@ -1,8 +1,8 @@
 """Muon for many matrices at once (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
 It does the step of torch.optim.Muon with `match_rms_adamw`, but orthogonalises all matrices of one
-shape together, which takes half the time if they are small; and in float32 if the processor would
-only emulate bfloat16.
+shape together, which takes half the time if they are small. It computes in float32 if the processor
+would only emulate bfloat16.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from ebmvk.training.adamw import Parameters
 MOMENTUM = 0.95
 ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic whose iterates bring every singular value to between .7 and 1.2, which is fast."""
+"""Coefficients of a quintic whose iterates quickly bring every singular value to between .7 and
+1.2."""
 _LEAST_NORM = 1e-7
 
 
@@ -41,7 +42,7 @@ def orthogonalized(matrices: Tensor, dtype: torch.dtype) -> Tensor:
 
 def step_size(shape: torch.Size) -> float:
     """What an orthogonal matrix is multiplied by, besides the learning rate: its entries have a
-    root mean square of max(shape)^-1/2, those of AdamW's updates about .2."""
+    root mean square of max(shape)^-1/2, and those of AdamW's updates have about .2."""
     return 0.2 * math.sqrt(max(shape))
 
 
@@ -49,7 +50,7 @@ class Muon(Parameters):
     """Orthogonalised Nesterov momentum for matrices; each entry of an update has about the size of
     AdamW's.
 
-    lr, weight_decay: as for AdamW. dtype: the one that matrices are orthogonalised in.
+    lr, weight_decay: as for AdamW. dtype: that of the matrices while they are orthogonalised.
     """
 
     def __init__(

@@ -36,8 +36,8 @@ Kept = dict[str, Any]
 
 @dataclass(frozen=True)
 class Outline:
-    """What a pass gives. gradients: names of the parameters that have one. parts: names of the
-    losses. sums: the number of sums. width: of a state."""
+    """What a pass returns. gradients: names of the parameters that have one. parts: names of the
+    losses. sums: the number of sums. width: that of a state."""
 
     gradients: list[str]
     parts: list[str]
@@ -80,11 +80,11 @@ class Parts:
     """The parts of a step.
 
     Args:
-        step: the whole.
-        outline: of its passes.
+        step: the whole step.
+        outline: that of its passes.
         parameters: all of the model's, by name; only their shapes matter.
         samples: positions that consolidation sees; 0 without it.
-        most: numbers in a flat array.
+        most: the most numbers in a flat array.
     """
 
     def __init__(

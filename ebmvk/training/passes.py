@@ -102,7 +102,8 @@ class Passes:
 
 
 def attempted(model: LanguageModel, passes: Passes, non_finite: Callable[[str], NonFinite]) -> Losses | None:
-    """Run the `passes` of a rank. Returns None if memory runs out; its tensors are freed then.
+    """Run the `passes` of a rank. Returns None if memory runs out; the tensors of the passes are
+    then freed.
 
     non_finite: takes the name of what isn't finite, and returns the error to raise.
 
@@ -111,7 +112,7 @@ def attempted(model: LanguageModel, passes: Passes, non_finite: Callable[[str], 
     """
     try:
         return passes.run()
-    except ArgumentError as error:  # from values that the model has reached
+    except ArgumentError as error:  # because of values that the model has reached
         raise non_finite(finite.origin(model, alone(passes).run) or error.what) from None
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

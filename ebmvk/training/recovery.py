@@ -38,7 +38,7 @@ class Recovery:
         """
         try:
             save()
-        except DeviceError:  # the weights went with it
+        except DeviceError:  # the device has lost the weights
             kept = f"the newest checkpoint is of step {newest}" if newest else "the run has no checkpoint yet"
             error.what += f"; the weights of step {step} were on the device and are lost: {kept}"
             error.hint = self._resume() if newest else "start again in another --run-dir"

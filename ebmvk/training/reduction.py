@@ -70,8 +70,8 @@ def add_up(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     values = [float(losses.total), *map(float, losses.parts.values()), float(interrupted)]
     known = torch.tensor([*values, *(parameter.grad is not None for parameter in trained)], dtype=torch.float64)
-    # First the small numbers, on the host: so a lost rank is noticed before devices wait for one
-    # another.
+    # The small numbers go first, on the host, so that a lost rank is noticed before devices wait
+    # for one another.
     ranks.add_up([known])
     total, *parts, interruptions = known[: len(values)].tolist()
     gradients = []

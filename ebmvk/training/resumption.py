@@ -45,8 +45,8 @@ def comparable(
 def _validation_changed(found: Checkpoint, folder: Path, streams: Streams) -> bool:
     """True if the checkpoint was saved with another validation text.
 
-    The digests are compared; or, for checkpoints of earlier versions, which have none, the numbers
-    of tokens.
+    Digests are compared. Checkpoints of earlier versions have none; for these, the numbers of
+    tokens are compared.
     """
     if saved := (found.state.get("text") or {}).get("validation"):
         return bool(saved != streams.text.get("validation"))

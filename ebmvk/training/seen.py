@@ -14,8 +14,8 @@ from ebmvk.memory.while_training import samples
 SEEN = "seen"
 """Name of the slots among what a step keeps."""
 MOST_BYTES = 1 << 24
-"""The most that all slots take. Each step writes all of them, since only the value of a scalar says
-which one is new."""
+"""The most bytes of all slots together. Each step writes all slots, because only the value of a
+scalar says which slot is new."""
 
 
 def empty(config: Config) -> dict[str, Tensor]:

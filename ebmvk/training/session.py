@@ -137,7 +137,7 @@ def _execute(job: Job, ranks: Ranks, voice: Voice, *, stop_after: int | None, dr
 
 
 def _check_early(job: Job, ranks: Ranks, *, dry_run: bool) -> None:
-    """Raises ConfigError for what can be seen before anything slow."""
+    """Raises ConfigError for mistakes that can be found before slow work begins."""
     check_shares(job.config, ranks)
     if dry_run and ranks.size > 1:
         raise ConfigError(
@@ -172,7 +172,7 @@ def _prepare(job: Job, ranks: Ranks, voice: Voice) -> _Prepared:
     job = _of_start(job, start)
     tokenizer = tokenizer_of(job, start)
     if not job.resume and job.config.data.tokenizer != "bpe":
-        what, why = f"--tokenizer {job.config.data.tokenizer}", "only --tokenizer bpe is made for a number of tokens"
+        what, why = f"--tokenizer {job.config.data.tokenizer}", "only --tokenizer bpe takes a number of tokens"
         job = with_vocabulary(job, tokenizer.vocab_size, what, why, ("flag",))
     job, told = with_tokenizer(job, start, tokenizer, voice.say)
     train, validation = (
@@ -275,8 +275,8 @@ def _facts(job: Job, trainer: Trainer, device: Device) -> dict[str, Any]:
 
 @contextmanager
 def _reported(job: Job) -> Iterator[None]:
-    """Write the report also if a number that isn't finite ends the run: its alert says where that
-    began.
+    """Write the report even if a number that isn't finite ends the run, because its alert says
+    where that began.
     """
     try:
         yield

@@ -100,7 +100,8 @@ class Step:
             scalars: lr, the learning rate; count, the number of updates including this one; both
                 float32 scalars.
             sample: (m,) int64, the positions that consolidation sees: their numbers among the
-                targets of all batches, one after another, with padding where batches keep it.
+                targets of all batches, counted one batch after another, with padding if batches
+                keep it.
 
         Returns:
             Parameters and state, unchanged if something isn't finite. The record has `total`, the

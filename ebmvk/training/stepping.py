@@ -25,7 +25,7 @@ class Taken:
 
     total: the loss. parts: its parts by name, without weights. norm: of the gradients before
     clipping. lr: learning rate. sample: (m, d + 1), as `memory.while_training.observed` returns it;
-    None if a device keeps it, until `Steps.samples`.
+    None if a device keeps it until `Steps.samples`.
     device: what a device did, as JSON values; empty if the step ran on the host.
     """
 
@@ -72,13 +72,13 @@ class Steps(ABC):
         """Bring `model` and `optimizer` up to date. Raises DeviceError if the device lost them."""
 
     def samples(self) -> list[Tensor]:
-        """The samples that `take` didn't return, of each step since the last call, as `settle` read
-        them."""
+        """The samples that `take` didn't return since the last call, one for each step; `settle`
+        has read them."""
         return []
 
     @abstractmethod
     def layers(self) -> Layers:
-        """What reads texts with the weights as they are now, also if `model` has older ones."""
+        """What reads texts with the present weights, even if `model` has older ones."""
 
     def begin(self) -> None:  # noqa: B027  # on the host there is nothing to do
         """Let the next step begin with the weights and moments of `model` and `optimizer`."""

@@ -347,7 +347,7 @@ class Trainer:
             return self.steps.take(tokens, step, self._first_batch + step)
         except (RankLost, DeviceError) as error:
             if step:
-                self.ranks.fail(error)  # others may be amid the step: no saving with them
+                self.ranks.fail(error)  # other ranks may be amid the step, so don't save with them
                 self._recovery.saved(error, step, self._saved, self.save)
             raise
 

@@ -1,8 +1,8 @@
 """An update of the weights as a pure function of tensors, for steps that run as one program.
 
-It computes the same update as `optim.Optimizer`; that one works in place, with torch's fused
-kernels. Learning rate, number of updates and norm are tensors, and nothing looks at a value on the
-host: if a gradient isn't finite, everything stays as it was.
+It computes the same update as `optim.Optimizer`, which works in place, with torch's fused kernels.
+Learning rate, number of updates and norm are tensors, and nothing looks at a value on the host: if
+a gradient isn't finite, everything stays as it was.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Rule:
-    """How a parameter is updated. rate: multiple of the learning rate. decay: of the weights, per
-    learning rate. muon: by Muon instead of AdamW."""
+    """How a parameter is updated. rate: multiple of the learning rate. decay: weight decay, which
+    is multiplied by the learning rate. muon: True for Muon, False for AdamW."""
 
     rate: float
     decay: float
@@ -114,7 +114,7 @@ def adamw(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One update of AdamW (Loshchilov and Hutter 2019): the new parameter and its new moments.
 
-    1 - beta^count is computed by expm1, since in float32 the difference would lose digits in the
+    1 - beta^count is computed by expm1, because in float32 the difference would lose digits in the
     first steps.
     """
     first = torch.lerp(first, gradient, 1 - BETAS[0])

@@ -1,4 +1,5 @@
-"""The level of the statistical checks here. Seeds are fixed, so a check always gives the same."""
+"""The level of the statistical checks here. Seeds are fixed, so a check always gives the same
+result."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The certification suite (model section 7): every backend passes it, and broken samplers fail it.
 
-Sizes are small, as the tests' claims hold for any. `ebmvk certify` runs the same tests with more
-chains.
+Sizes are small, because the tests' claims hold for any size. `ebmvk certify` runs the same tests
+with more chains.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def test_a_mutant_that_passes_is_not_caught() -> None:
 
 
 def test_chains_that_stand_still_fail() -> None:
-    """They keep every invariant, and any law that they start from; so the tests start far from
-    it."""
+    """Such chains keep every invariant, and any law that they start from, so the tests start far
+    from the true law."""
 
     def still(task: Task) -> Run:
         one = torch.ones(len(task.x))

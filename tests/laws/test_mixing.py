@@ -64,7 +64,7 @@ def test_tokens_of_tempering_follow_the_law(exponent: float, cpu: Backend) -> No
 
 @pytest.mark.parametrize("exponent", [0.0, 0.7, 1.5, 3.0])
 def test_tokens_coarse_to_fine(exponent: float, cpu: Backend) -> None:
-    """There are fewer candidates than neighbourhoods, and than tokens of the largest one."""
+    """There are fewer candidates than neighbourhoods, and fewer than tokens in the largest one."""
     mu, log_p = _context(exponent, 2000)
     split = Neighbourhoods.of(cpu, mu, 12)
     assert split.largest > 8 < split.centres.n
@@ -111,7 +111,7 @@ def test_every_lie_fails_its_test(lie: Lie) -> None:
 
 
 def test_block_gibbs_does_not_mix_above_kappa_c(cpu: Backend) -> None:
-    """Hence its default is below: from uniform states it no longer finds the weights."""
+    """From uniform states it no longer finds the weights, so its default kappa is below kappa_c."""
     mixture = mixtures.Mixture.of(1)
     law, rows = mixture.law(cpu, 1000)
     found = block_gibbs(law, rows, seed=1, sweeps=3, kappa=80.0)

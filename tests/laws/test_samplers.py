@@ -42,7 +42,7 @@ def _sampler(name: str, backend: Backend, **settings: float | str) -> TokenSampl
 def _contexts(n: int) -> tuple[Tensor, Tensor]:
     """n equal contexts: (query (n, D), log p (n, V)).
 
-    The law has no part in the query, as with a memory.
+    The law doesn't follow from the query, as with a memory.
     """
     g = torch.Generator().manual_seed(1)
     row = torch.log_softmax(-torch.arange(1, VOCABULARY + 1).log()[torch.randperm(VOCABULARY, generator=g)], 0)
@@ -80,7 +80,7 @@ def test_a_certain_token_is_drawn(name: str) -> None:
 
 
 def test_every_sampler_is_certified() -> None:
-    """By tests that exist, or by one that the suite makes of the registry."""
+    """Its certificate names tests that exist, or the suite makes a test from the registry."""
     known = {*suite.SAMPLING, *suite.MIXING, *suite.token_tests()}
     for name, sampler in SAMPLERS.items():
         assert set(sampler.certificate) <= known

@@ -77,7 +77,7 @@ def test_inverse_mean_cosine_inverts_mean_cosine(d: int) -> None:
 
 
 def test_noise_levels_of_model_section_9() -> None:
-    """Its table, which is rounded to whole numbers."""
+    """The table of that section, which is rounded to whole numbers."""
     got = [round(vmf.sigma_to_kappa(sigma, 640)) for sigma in (0.01, 0.05, 0.1, 0.2, 0.5)]
     assert got == [10315, 645, 272, 129, 51]
     assert vmf.kappa_critical(640, torch.tensor(math.log(64))).item() == pytest.approx(72.96, abs=0.01)

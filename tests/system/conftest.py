@@ -138,7 +138,7 @@ def made_up_text(sentences: int = 220, seed: int = 7) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Matrices this small only wait for one another's threads."""
+    """Use one thread: with matrices this small, threads only wait for one another."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -147,8 +147,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_waiting_for_disks() -> Iterator[None]:
-    """What a process has written outlives it without fsync, which only matters if the machine
-    stops; a save has two dozen of them."""
+    """Skip fsync, of which a save has two dozen. It only matters if the machine stops: what a
+    process has written outlives the process."""
 
     def synced(handle: int) -> None:
         os.fstat(handle)  # an open file, as fsync asks for

@@ -1,5 +1,5 @@
 """A catalogue of damaged checkpoints. Each entry damages a good checkpoint folder, and has words of
-the error.
+the error that it causes.
 
 Unless an entry says otherwise, reading the checkpoint finds the damage, and a run falls back to the
 one before.
@@ -28,7 +28,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Damage:
-    """resume: True if only resuming the training finds it."""
+    """resume: True if only resuming the training finds the damage."""
 
     to: Callable[[Path], object]
     words: str

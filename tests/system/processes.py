@@ -1,7 +1,7 @@
 """Commands as processes of their own: forks of this process, or fresh programs.
 
-A fork has loaded torch already, so it is at work at once. Where the start or the end of the
-interpreter is what a test is about, the program is started afresh.
+A fork has loaded torch already, so it is at work at once. If a test is about the start or the end
+of the interpreter, the program is started afresh.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Process:
         fresh: bool | None = None,
     ) -> None:
         """env: changes of the environment. closed: file descriptors that the process doesn't keep
-        open. fresh: start a new interpreter; by default only where
-        the tests run on a device whose handles no fork may use."""
+        open. fresh: start a new interpreter; by default only if the tests run on a device whose
+        handles a fork can't use."""
         self.arguments = [str(argument) for argument in arguments]
         if fresh is None:
             fresh = os.environ.get("EBMVK_TEST_DEVICE", "cpu") != "cpu"

@@ -52,8 +52,8 @@ def test_embeddings_are_unit_vectors_and_match_a_plain_forward_pass(trained: Pat
         with torch.no_grad():
             whole = run.model(ids[None])
         field = {"point": "h", "global": "global_"}.get(scale, scale)
-        # The last text is longer than the state can see back, and is cut: other blocks, other
-        # roundings.
+        # The last text is longer than the state can see back, and is cut, so its blocks and their
+        # rounding differ.
         torch.testing.assert_close(row, getattr(whole, field)[0, -1], atol=1e-5, rtol=0)
 
 

@@ -1,5 +1,5 @@
-"""The benchmarks run at tiny sizes, write the keys that are promised, and give peers the work that
-ours does."""
+"""The benchmarks run at tiny sizes, write the promised keys, and give peers the same work as
+ours."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ def test_gradients_refuses_a_backend_without_tensors(capsys: pytest.CaptureFixtu
 
 
 def test_traffic_counts_each_operation_with_arrays_and_with_tensors(tmp_path: Path) -> None:
-    """With tensors, only numbers of results come down, and the sampler's tokens and entropies."""
+    """With tensors, only the sampler's tokens and entropies come down, and single numbers of
+    results."""
     try:
         select("vulkan")
     except DeviceError as error:
@@ -120,7 +121,7 @@ def test_peers_writes_its_ratios(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no compiler here\nand more")  # as where it is missing; compiling takes long
+        raise RuntimeError("no compiler here\nand more")  # as if it were missing; compiling takes long
 
     monkeypatch.setattr(torch_chains, "compiled_runner", fails)
     result = ran(peers, tmp_path, "--quick")
@@ -194,7 +195,8 @@ def test_rows_of_equal_time_take_as_many_steps_as_fit(
 
 
 def test_experiments_are_paired_by_seed() -> None:
-    """Rows whose seeds differ by much and whose difference by little; the last row lacks a seed."""
+    """Seeds differ by much, but change the difference of two rows by little. The last row lacks a
+    seed."""
     nats = {("a", 1): 3.0, ("a", 2): 4.0, ("a", 3): 5.0, ("b", 1): 3.5, ("b", 2): 4.6, ("b", 3): 5.7, ("c", 3): 5.0}
     found = {at: {**dict.fromkeys(experiments.FIGURES, 1.0), "nats_per_token": value} for at, value in nats.items()}
     a, b, c = experiments.summary(["a", "b", "c", "d"], [1, 2, 3], found)
@@ -248,10 +250,11 @@ def test_scaling_is_predicted_for_every_size_and_model(tmp_path: Path, capsys: p
         assert [row["processes"] for row in result["predicted"]] == list(scaling.NODES)
         assert one["weak"] == one["strong"] == 1
         assert one["communication_s"] == one["reduced_bytes"] == one["lookup_bytes"] == 0
-        assert two["reduced_bytes"] == result["load"]["gradients"] + result["load"]["sample"]  # a ring of two: once all
+        # A ring of two sends everything once.
+        assert two["reduced_bytes"] == result["load"]["gradients"] + result["load"]["sample"]
         assert most["store_bytes"] == one["store_bytes"] / 64
         assert 0 < two["strong"] < 1
-        assert most["strong"] is None  # of a batch of fewer windows
+        assert most["strong"] is None  # the batch has fewer windows than processes
         assert 0 < most["weak"] < two["weak"] < 1
         assert f"{result['load']['parameters']:,} parameters" in capsys.readouterr().out
 
@@ -306,7 +309,7 @@ def test_torch_topk_is_ours() -> None:
 
 
 def test_torchebm_takes_every_step() -> None:
-    """Its runner counts the gradients and raises if they are not as many as the steps."""
+    """Its runner counts the gradients and raises if their number isn't that of the steps."""
     pytest.importorskip("torchebm")
     rows, p = unit(N, D, 1), chain_problem(B, K, N, D)
     for make in (torch_chains.torchebm_runner, torch_chains.torchebm_shared_runner):

@@ -24,8 +24,8 @@ def float64() -> Iterator[None]:
 def test_the_step_as_a_function_is_the_step_of_the_module() -> None:
     """Three steps of AdamW, torch's own and ours written as a function.
 
-    In float64: the gradients of the keys' biases are 0 but for rounding, and in float32 AdamW makes
-    moves of that.
+    In float64, because the gradients of the keys' biases are 0 except for rounding, which AdamW
+    would turn into moves in float32.
     """
     of = plain_model.QUICK
     peer = training_peers.Torch(of)

@@ -93,7 +93,7 @@ def test_an_uncaught_mutant_exits_with_1(ebmvk: Any, monkeypatch: pytest.MonkeyP
     test, name = suite.CAUGHT_BY["no transport"]
     monkeypatch.setattr(suite, "SAMPLING", {"3 rotation": test})
     monkeypatch.setattr(suite, "MIXING", {})
-    # GHMC's momentum flip plays no part where nothing is rejected.
+    # GHMC's momentum flip plays no part if nothing is rejected.
     monkeypatch.setattr(suite, "CAUGHT_BY", {"no negation": (test, name)})
     monkeypatch.setattr(suite, "SEEN_BY", {})
     said = ebmvk("certify", "--device", "cpu")

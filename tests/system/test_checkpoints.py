@@ -363,8 +363,8 @@ def test_a_kill_at_any_change_of_a_save_loses_nothing(work: Callable[[Path], Non
         steps.append(_usable(run))
         if status == 0:
             break
-    assert len(steps) > 15  # changes, each of which it was killed at
-    assert steps == sorted(steps)  # there is one change at which a save takes place
+    assert len(steps) > 15  # the save was killed at each of these changes
+    assert steps == sorted(steps)  # the save takes effect at one of them
     assert (steps[0], steps[-1]) == ((2, 3) if work is _next else (2, 2))
 
 

@@ -29,7 +29,7 @@ from .conftest import Command, Page, need_vulkan, rows
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 SMALL = ("--n-layers", 1, "--latent-dim", 16, "--steps", 2, "--eval-tokens", 40)
-"""Of models whose layers run on a Vulkan device, where each one takes seconds to compile."""
+"""Settings of models whose layers run on a Vulkan device: each layer takes seconds to compile."""
 
 _FLAGS = {
     "train": """
@@ -231,7 +231,7 @@ def test_generate_repeats_with_its_seed_and_row_by_row(ebmvk: Command, trained: 
         assert one.startswith("The cat")
         assert texts("--sampler", sampler, "--prompt", "The cat") == one
         assert texts("--sampler", sampler, "--prompt", "The cat", "--seed", 1) != one
-        # The first of two prompts gets the chains it gets alone.
+        # The first of two prompts gets the same chains as alone.
         assert texts("--sampler", sampler, "--prompt", "The cat", "She").startswith(one)
 
 
@@ -254,15 +254,15 @@ def test_block_gibbs_has_no_temperature(ebmvk: Command, train: Command, tmp_path
 
 
 def test_noise_levels_from_flags_to_figures(ebmvk: Command, train: Command, tmp_path: Path, device: str) -> None:
-    """Told at the start, trained on in the score form, and in the figures of metrics, report and
-    evaluate."""
+    """They are printed at the start, used in training in the score form, and in the figures of
+    metrics, report and evaluate."""
     run = tmp_path / "run"
     said = train(run, "--noise-levels", 0.5, 1, "--noise-unit", "sigma", "--denoise-form", "score")
     assert "noise       sigma 0.5 (an arc of 2.78 rad by the exponential map): kappa" in said.out
     last = rows(run, "eval")[-1]["score_matching"]
     assert [level["name"] for level in last if level["name"]] == ["1/2 kappa_c", "kappa_c"]
     assert sorted(round(level["sigma"], 6) for level in last if not level["name"]) == [0.5, 1.0]
-    # A loss of about 1, as of a score of zero, and not some nats, as of the other form.
+    # The loss is about 1, that of a score of zero; in the other form it would be some nats.
     assert all(0.2 < row["parts"]["denoise"] < 1.5 for row in rows(run, "step"))
     assert "unigram Bayes denoiser" in (run / "report.html").read_text(encoding="utf-8")
     args = ("--checkpoint", run, "--device", device, "--limit", 60, "--score-matching")
@@ -432,7 +432,7 @@ def test_a_text_written_on_vulkan_is_that_of_the_processor(ebmvk: Command, train
 
 
 @pytest.mark.parametrize("stream", [(), ("--stream",)])
-def test_texts_of_several_prompts_are_parted_on_the_stream_they_are_written_to(
+def test_texts_of_several_prompts_are_separated_on_the_stream_they_are_written_to(
     stream: tuple[str, ...], ebmvk: Command, trained: Path, device: str
 ) -> None:
     args = ("--checkpoint", trained, "--max-tokens", 4, "--device", device, "--sampler", "exact", *stream)

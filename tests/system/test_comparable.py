@@ -71,7 +71,7 @@ def test_another_validation_text_is_noticed_without_a_digest_from_an_earlier_ver
 
 
 def test_patience_counts_evaluations_not_steps(train: Command, text: Path, tmp_path: Path) -> None:
-    """Three evaluations without a better one are three, two steps apart or one."""
+    """Three evaluations without a better one count as three, whether one step apart or two."""
     run = tmp_path / "run"
     train(run, *STILL, "--dataset", text, "--eval-every", 2, "--steps", 30, "--stop-after", 4, "--patience", 3)
     assert (_progress(run)["best_step"], _progress(run)["since_best"]) == (2, 1)

@@ -97,7 +97,7 @@ def test_settings_of_the_user_add_a_custom_row(compared: Any) -> None:
     assert rows["custom"]["settings"] == {
         "temperature": 0.5, "min_p": 0.1, "typical_p": 0.9, "no_repeat_ngram": 3
     }  # fmt: skip
-    # It is what its settings are: those of a named one give its figures.
+    # A strategy is its settings: those of a named strategy give the same figures.
     same = compared("--strategy", "temperature 0.5", "--temperature", 0.5)
     assert same["custom"]["nats_per_token"] == same["temperature 0.5"]["nats_per_token"]
 

@@ -48,9 +48,9 @@ OTHERS: dict[str, tuple[object, ...]] = {
     "ebm with a transformer": ("--decoder", "transformer", "--gradient-checkpointing"),
     "plain": ("--model", "plain", *SPLATS),
     "minillm of experts": ("--model", "minillm", "--use-moe", "--accumulation-steps", 2),
-    # PHI has the gradient of its weakest cut, which jumps where two are about as weak: of one
-    # process, weights that begin 1e-7 apart are as far from each other after a few steps. That its
-    # gradient is exact has a test of its own.
+    # PHI has the gradient of its weakest cut, which jumps if two cuts are about equally weak. Even
+    # in one process, weights that begin 1e-7 apart are as far apart after a few steps. Another test
+    # shows that the gradient is exact.
     "infinito": ("--model", "infinito", "--memory-slots", 8, "--lambda-phi", 0),
 }
 
@@ -176,8 +176,8 @@ def test_a_step_sends_as_many_bytes_as_predicted(
     load = scaling.Load.of(read_config(run))
     for rank in range(2):
         sent = sum(map(int, (tmp_path / f"sent-{rank}").read_text().split()))
-        # Consolidation sees all of so small a batch: of the most that the prediction allows for,
-        # these are not there.
+        # The prediction allows for more states than there are: consolidation sees all of so small a
+        # batch.
         fewer = load.sample - 4 * (4 * 16) * (32 + 1)
         assert 0 < sent - (load.gradients + load.sample - fewer) < 2000
 

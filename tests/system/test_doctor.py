@@ -27,7 +27,8 @@ OPERATIONS = {
 
 
 def test_every_operation_is_right_on_every_device(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every device found runs every operation; on a machine whose engine works that is status 0."""
+    """Every device found runs every operation; on a machine whose engine works, the status is then
+    0."""
     assert doctor.main(["--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["status"] == 0
@@ -89,7 +90,7 @@ def test_a_wrong_result_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 class Peeled(Reference):
-    """A backend whose compiler treats the first step of a call apart from the others."""
+    """A backend whose compiler treats the first step of a call differently from the others."""
 
     def langevin(self, x: torch.Tensor, *rest: Any, **more: Any) -> Any:
         return super().langevin(torch.nextafter(x, torch.zeros_like(x)), *rest, **more)

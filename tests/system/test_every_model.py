@@ -50,8 +50,8 @@ def test_out_of_memory_names_a_batch_that_fits(
     model: str, train: Command, ebmvk: Command, tiny: Path, text: Path, device: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Memory for three windows: at the first step nothing is saved yet, later the run goes on. A
-    batch is tried whole, not in the parts that are computed one after another."""
+    """There is memory for three windows. At the first step nothing is saved yet; later the run goes
+    on. A batch is tried whole, not in the parts that are computed one after another."""
     objective, most = passes.objective, [3]
 
     def hungry(model: Any, tokens: Any, *args: Any, share: Share, **more: Any) -> Any:

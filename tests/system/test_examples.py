@@ -69,7 +69,7 @@ def test_finetune_gpt2_saves_a_folder_that_transformers_loads(tmp_path: Path) ->
     assert found == pytest.approx(expected, abs=CLOSE)
     device = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "on-vulkan").state_dict()
     for name, value in new.items():
-        # Adam divides by the size of a gradient; where it is about 0, that is lr in each step.
+        # Adam divides by the size of a gradient, so a gradient of about 0 may move a weight by lr.
         torch.testing.assert_close(device[name], value, rtol=0, atol=2 * 3 * 1e-3)
         assert float((device[name] - value).norm()) <= 1e-2 * float((value - old[name]).norm()) + 1e-6, name
 
@@ -78,7 +78,7 @@ def test_nanogpt_trains_on_the_documentation_of_python(capsys: pytest.CaptureFix
     options = ["--steps", "3", "--batch", "2", "--length", "8", "--width", "16", "--layers", "1", "--heads", "2"]
     module = example("nanogpt")
     expected = module.main(["--device", "cpu", "--write", "5", *options])
-    assert expected[0] == pytest.approx(4.6, abs=0.2)  # about 100 characters, all of them as likely
+    assert expected[0] == pytest.approx(4.6, abs=0.2)  # about 100 characters, all equally likely
     assert "loss" in capsys.readouterr().out
     need_vulkan()
     assert module.main(["--device", "vulkan", "--write", "0", *options]) == pytest.approx(expected, abs=CLOSE)

@@ -367,8 +367,8 @@ def test_all_errors_have_one_base_class() -> None:
 def test_the_error_of_too_large_a_batch_names_one_that_fits(
     train: Command, ebmvk: Command, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """Memory for three windows at most, from the third step on: what fits is tried, and the run
-    goes on with it."""
+    """From the third step on, there is memory for three windows at most. The run tries what fits,
+    and goes on with it."""
     objective, calls = passes.objective, iter(range(1000))
 
     def hungry(model: Any, tokens: Any, *args: Any, share: Share, **more: Any) -> Any:

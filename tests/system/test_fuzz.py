@@ -108,7 +108,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
 def mutated_json(text: str, chance: random.Random) -> str:
     """JSON in which one value is replaced by another one, or by one of another type."""
     tree = json.loads(text)
-    tree.pop("sha256", None)  # or nothing behind it would be reached
+    tree.pop("sha256", None)  # otherwise nothing behind it would be reached
     nodes = [(parent, key) for parent, key in _places(tree)]
     for _ in range(chance.randint(1, 3)):
         parent, key = chance.choice(nodes)

@@ -84,7 +84,7 @@ def test_a_tokenizer_that_cuts_texts_is_reported(train: Command, ebmvk: Command,
     assert CUT in found
 
 
-def test_diagnosis_and_card_tell_it_too_also_after_resuming(
+def test_diagnosis_and_card_report_faults_even_after_resuming(
     train: Command, ebmvk: Command, text: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"

@@ -84,7 +84,7 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    assert (run / LOCK_FILE).exists()  # it was not asked before it went
+    assert (run / LOCK_FILE).exists()  # a killed process can't remove it
     with locked(run, print):
         assert str(os.getpid()) in (run / LOCK_FILE).read_text(encoding="utf-8")
     assert not (run / LOCK_FILE).exists()

@@ -189,8 +189,8 @@ def test_every_law_matches_plain_float64(
 
 
 def test_the_scrambled_control_is_no_worse_than_no_memory(ebmvk: Command, remembered: Path, device: str) -> None:
-    """On the text that both were fitted on. A gate can close, so a scrambled memory is no worse
-    than none, except for the small cost of the gate's ridge on a short text.
+    """The figures are for the text that both were fitted on. A gate can close, so a scrambled
+    memory is no worse than none, except for the small cost of the gate's ridge on a short text.
     """
     found = _evaluate(ebmvk, remembered, device, "--memory", "both", "--scramble-memory")
     assert found["control_fitted"] is True

@@ -216,7 +216,7 @@ def test_a_memory_fitted_on_a_text_in_its_own_splats_gives_an_alert(
 
 
 def _of_training(corpus: Corpus, split: str, *rest: Any, **how: Any) -> TokenStream:
-    """What a validation text comes to that was copied from the training text."""
+    """The splits of a corpus whose validation text was copied from its training text."""
     found = encode_split(corpus, "train", *rest, **how)
     return found if split == "train" else found.take(2000)
 

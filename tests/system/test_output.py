@@ -45,7 +45,7 @@ def begun(tiny: Path, text: Path, tmp_path: Path) -> Sequence[object]:
 
 @pytest.mark.parametrize("encoding", ["latin-1", pytest.param("cp1252", marks=pytest.mark.slow)])
 def test_a_command_prints_in_any_encoding(encoding: str, trained: Path, tmp_path: Path) -> None:
-    """Greek letters and signs by names; what is written to files is UTF-8."""
+    """Greek letters and signs are printed as names; what is written to files is UTF-8."""
     out = tmp_path / "texts.jsonl"
     env = {"PYTHONIOENCODING": encoding}
     args = ("generate", "--checkpoint", trained, "--prompt", "κ €", "--max-tokens", 2, "--output", out)
@@ -266,7 +266,7 @@ def test_a_run_under_nohup_continues(begun: Sequence[object], tmp_path: Path) ->
 
 
 def _path_flags() -> Iterator[str]:
-    """Of all commands, those whose values are of type Path."""
+    """The flags of all commands whose values are of type Path."""
     for command in commands.COMMANDS:
         module = importlib.import_module(f"ebmvk.cli.{command.replace('-', '_')}")
         for kind in vars(module).values():

@@ -117,8 +117,8 @@ class _AnyOutput(doctest.OutputChecker):
 
 
 def _documented() -> Iterator[tuple[str, Any]]:
-    """(name, object) of everything whose examples run here; `train` takes minutes as it is
-    shown."""
+    """(name, object) of everything whose examples run here. `train` is left out: its example takes
+    minutes."""
     yield "ebmvk", package
     yield "Model", Model
     for name, method in inspect.getmembers(Model, callable):

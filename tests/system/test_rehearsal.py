@@ -72,7 +72,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_tried(
     assert said.status == 2
     assert "100.0 kB are available" in said.err
     assert "--latent-dim 16" in said.err
-    assert "--latent-dim 12" in dry("--latent-dim", 36, "--n-heads", 6).err  # of which it is a multiple of 12
+    assert "--latent-dim 12" in dry("--latent-dim", 36, "--n-heads", 6).err  # must be a multiple of 12
     assert list(tmp_path.iterdir()) == []
 
 

@@ -94,8 +94,8 @@ class _Interrupting:
 def test_n_steps_equal_k_steps_and_then_n_minus_k_bit_for_bit(
     model: str, train: Command, ebmvk: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run stops within an epoch, at its end, and between two batches of a step, there also by a
-    second Ctrl-C.
+    """The run stops within an epoch, at its end, and between two batches of a step, where a second
+    Ctrl-C is also tried.
     """
     whole, parts, text = tmp_path / "whole", tmp_path / "parts", tmp_path / "short.txt"
     text.write_text(SHORT, encoding="utf-8")
@@ -181,7 +181,7 @@ def test_a_resumed_run_may_switch_gradient_checkpointing_on(train: Command, tmp_
 
 
 def test_another_seed_gives_another_run(train: Command, tmp_path: Path) -> None:
-    """What makes the bit-for-bit test mean something."""
+    """Without this, the bit-for-bit test would mean nothing."""
     for seed in (1, 2):
         train(tmp_path / str(seed), *STEADY, "--steps", 1, "--seed", seed)
     one, two = (_tensors(tmp_path / str(seed), 1)["model.safetensors points"] for seed in (1, 2))

@@ -26,8 +26,8 @@ SMALL = (
     "--save-every", 1, "--eval-every", 4, "--eval-tokens", 40,
 )  # fmt: skip
 WEIGHTS, NATS = 2e-5, 1e-5
-"""Absolute, as for processes on the CPU: sums in another order, in float32. Per token: as for one
-process on a device."""
+"""Float32 sums in another order differ by this. WEIGHTS is absolute, as for processes on the CPU;
+NATS is per token, as for one process on a device."""
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_two_processes_train_as_one_and_a_lost_one_costs_no_step(
 def test_any_model_is_trained_by_two_processes(
     model: tuple[str, ...], tmp_path: Path, begun: tuple[object, ...]
 ) -> None:
-    """Losses of a model's own need sums over the whole step, which are a third wait."""
+    """A model's own losses need sums over the whole step, for which the host waits a third time."""
     flags = (*begun, "--model", *model, "--batch-size", 2, "--no-enable-soc", "--steps", 2)
     one, two = tmp_path / "one", tmp_path / "two"
     assert command(one, *flags, "--device", "cpu")() == 0

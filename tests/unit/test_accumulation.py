@@ -1,5 +1,5 @@
-"""A step that is computed in parts, one after another or by several ranks, is the step of one batch
-of all its windows.
+"""A step that is computed in parts, one after another or by several ranks, equals the step of one
+batch of all its windows.
 
 Windows have unequal numbers of targets. What is expected comes from a plain form of each loss, in
 float64, over all targets at once.
@@ -132,8 +132,8 @@ def test_losses_of_a_step_are_means_over_its_targets(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("batches", [1, 4])
 def test_ranks_together_equal_the_whole_batch(name: str, batches: int) -> None:
-    """Two ranks with unlike numbers of targets, one after another; real processes do it in
-    test_distributed."""
+    """Two ranks with different numbers of targets, one after another; test_distributed has real
+    processes."""
     net, tokens = net_of(name), rows()
     sums = passes(net, tokens, 8)._sums() if net.own_losses else torch.zeros(0)
     parts = [done(passes(net, tokens, batches, share=Share(rank, 2), total=lambda _: sums)) for rank in (0, 1)]

@@ -28,9 +28,9 @@ WELL = {"perplexity": 40.0, "nats": 3.7, "train_nats": 3.6, "rose": False, "rate
         (
             {"perplexity": 311.0, "epochs": 0.05},
             {"steps": 20, "size": "nano"},
-            "--steps 300, as the text was read 0.05",
+            "--steps 300; the text was read 0.05",
         ),
-        ({"perplexity": 311.0, "epochs": 0.5}, {"steps": 20, "size": "nano"}, "--steps 120, as the text was read 0.5"),
+        ({"perplexity": 311.0, "epochs": 0.5}, {"steps": 20, "size": "nano"}, "--steps 120; the text was read 0.5"),
         ({"perplexity": 300.0, "epochs": 9.0}, {"latent_dim": 64}, "--latent-dim 128"),
         ({"rate": 20.0}, {"seq_length": 1024}, "--seq-length 512"),
         ({"rate": 20.0}, {"seq_length": 512, "stride": 300}, "--seq-length 256 --stride 256"),
@@ -69,7 +69,7 @@ def test_a_slow_run_gets_flags_that_make_it_faster(start: tuple[str, ...], monke
             found = job(*kept, "--dataset", "builtin", name, value).config
             assert found.model.model == config.model.model
             assert _cost(found) < _cost(config)
-            if name == "--preset":  # and is about the same text
+            if name == "--preset":  # it must also be for the same text
                 texts = {recipe(config.model.model, preset).get("dataset") for preset in (value, start[-1])}
                 assert len(texts) == 1
 

@@ -72,7 +72,8 @@ def test_a_falling_energy_gives_no_alert_and_a_rising_one_gives_one(noise: float
 
 
 def test_a_model_worse_than_a_blind_guess_gives_an_early_alert_that_names_the_learning_rate() -> None:
-    """Within five steps. A spike gives no alert, nor does a run whose vocabulary isn't known."""
+    """The alert comes within five steps. A spike gives no alert, nor does a run whose vocabulary
+    isn't known."""
     start = {"event": "start", "step": 0, "unigram_nats": 5.0, "vocabulary": 300}
     driven = [start, *list(energies([4.9, *[900.0] * 8]))[1:]]
     config = replace(CONFIG, {"learning_rate": 1e3})
@@ -287,8 +288,8 @@ def recorded(run: Row) -> Iterator[Row]:
 
 @pytest.mark.parametrize("seed", [42, 43, 44])
 def test_healthy_runs_give_no_alert(seed: int) -> None:
-    """Runs of `ebmvk train --size nano --eval-every 50 --seed SEED`, recorded. With a spoilt end
-    they give one."""
+    """Runs of `ebmvk train --size nano --eval-every 50 --seed SEED`, recorded. If their end is
+    spoilt, they give one."""
     run = next(run for run in HEALTHY if run["seed"] == seed)
     config = replace(Config(), {"steps": 300, "warmup_steps": 20, "latent_dim": 64})
     assert len(run["ce"]) == 300

@@ -61,7 +61,8 @@ FALSE = {
 def test_p_values_are_uniform_under_the_hypothesis(name: str) -> None:
     g = torch.Generator().manual_seed(5)
     p = [TRUE[name](g).p for _ in range(REPEATS)]
-    # Counts are discrete, and the laws of the statistics asymptotic: 300 values do not see that.
+    # Counts are discrete, and the laws of the statistics are asymptotic; 300 values don't show
+    # that.
     assert stats.kstest(p, "uniform").pvalue > 1e-3
     assert min(p) > 1e-5
 
@@ -102,7 +103,7 @@ def test_expected_total_variation_by_enumeration(n: int) -> None:
 
 
 def test_total_variation_of_true_draws() -> None:
-    """It scatters around the exact mean, by less than McDiarmid's 1/(2 sqrt n)."""
+    """The estimate scatters around the exact mean, by less than McDiarmid's 1/(2 sqrt n)."""
     p, n = torch.softmax(-torch.arange(1.0, 300).log(), 0).double(), 2000
     g = torch.Generator().manual_seed(2)
     values = torch.tensor([statistics.total_variation(_counts(g, p, n), p) for _ in range(200)])
@@ -153,7 +154,8 @@ def test_true_draws_pass(exponent: float) -> None:
 
 
 def test_upper_bounds_cover_the_true_distance() -> None:
-    """It lies above the bound in at most 1 % of all samples, even when the bound is sharpest."""
+    """The true distance exceeds the bound in at most 1 % of all samples, even when the bound is
+    sharpest."""
     g, p = torch.Generator().manual_seed(6), torch.full((128,), 1 / 128, dtype=torch.float64)
     q = p * (1 + 0.06 * torch.tensor([1.0, -1.0]).repeat(64).double())
     low = sum(statistics.fit(_counts(g, q, 4000), p).distance() < 0.03 for _ in range(400))
@@ -165,7 +167,7 @@ def test_upper_bounds_cover_the_true_distance() -> None:
 def test_rare_cells_raise_no_false_alarm(expected: float, level: float) -> None:
     """Two cells: the chance of p < level by enumeration.
 
-    By chi^2 alone it is up to 20 times the level.
+    With chi^2 alone, the chance is up to 20 times the level.
     """
     n = 1000
     p = torch.tensor([expected / n, 1 - expected / n], dtype=torch.float64)
@@ -231,7 +233,7 @@ def test_rare_cells_are_pooled() -> None:
     counts = torch.cat((torch.tensor([500, 400]), torch.ones(100, dtype=torch.int64)))
     assert statistics.counts_test(counts, p).p == pytest.approx(1.0)
     assert statistics.counts_test(torch.ones(10), torch.full((10,), 0.1)).p == 1  # one cell is left
-    # A token that cannot be, and is.
+    # A token that has probability 0 and occurs.
     assert statistics.counts_test(torch.tensor([50, 50, 3]), torch.tensor([0.5, 0.5, 0.0])).p < 1e-10
 
 

@@ -33,12 +33,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def never() -> Any:
-    raise AssertionError("it was not to be made")
+    raise AssertionError("these steps must not be made")
 
 
 @pytest.mark.parametrize(("cpu", "vulkan", "where"), [(1.0, 0.4, "vulkan"), (1.0, 1.7, "cpu"), (1.0, 1.0, "cpu")])
 def test_the_faster_one_trains(cpu: float, vulkan: float, where: str) -> None:
-    """If both take as long, the CPU trains. The choice names both times and keeps them."""
+    """If both take equally long, the CPU trains. The choice names both times and keeps them."""
     host, device = Fake(cpu), Fake(vulkan)
     found = chosen(lambda: host, lambda: device, lambda _: None, LONG)  # type: ignore[arg-type, return-value]
     assert (found.where, found.cpu, found.vulkan) == (where, cpu, vulkan)
@@ -48,7 +48,8 @@ def test_the_faster_one_trains(cpu: float, vulkan: float, where: str) -> None:
 
 
 def test_a_short_run_is_not_kept_waiting() -> None:
-    """Few steps: nothing is measured. A short time: one step on the CPU is."""
+    """If few steps are left, nothing is measured. If little time is left, one step on the CPU
+    is."""
     few = int(STEPS / SHARE)
     found = chosen(never, never, lambda _: None, few)
     assert found.where == "cpu"

@@ -137,7 +137,7 @@ def test_the_strongest_level_that_sets_steps_or_epochs_wins(tmp_path: Path) -> N
     for said, flags, epochs in (
         ("steps = 7", (), None),
         ("epochs = 2", (), 2.0),
-        ("steps = 7\nepochs = 2", (), 2.0),  # as a run's own file says both
+        ("steps = 7\nepochs = 2", (), 2.0),  # a run's own file has both
         ("steps = 7", ("--epochs", "3"), 3.0),
         ("epochs = 2", ("--steps", "9"), None),
     ):

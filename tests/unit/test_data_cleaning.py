@@ -102,7 +102,7 @@ def test_blanks_become_single_only_in_text_without_indentation(text: str, blanks
     ],
 )
 def test_writing_systems_are_not_damaged(text: str) -> None:
-    # A digraph that is two letters in every text of today
+    # A digraph that today's texts write as two letters
     assert clean_text(text) == text.replace("Ĳ", "IJ")
 
 

@@ -209,7 +209,8 @@ def test_fetching_offline_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_fetched_wikitext_equals_the_original(tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library returns one row per line, blank lines as empty rows; here built from the text."""
+    """The library returns one row per line, blank lines as empty rows; here the rows are made from
+    the text."""
     local = resolve("wikitext-2", real_data)
     rows = {
         split: {

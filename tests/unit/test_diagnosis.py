@@ -1,4 +1,4 @@
-"""What a diagnosis measures: sums, verdicts on made-up curves, doubles that were planted."""
+"""What a diagnosis measures: sums, verdicts on made-up curves, planted duplicates."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_too_few_or_too_noisy_values_are_undecided() -> None:
 
 
 def test_noise_is_rarely_mistaken_for_a_trend() -> None:
-    """At the 5 % level, or even less often, as changes below 1 % of the level are ignored."""
+    """At the 5 % level, or even less often, because changes below 1 % of the loss are ignored."""
     words = Counter(verdict(_curve("stalled", 120, 0.6, seed)).word for seed in range(200))
     # 23 of 200 at the 5 % level has a probability of 1e-4.
     assert words["converging"] + words["diverging"] < 23
@@ -126,7 +126,7 @@ def _related(r: float, steps: int, seed: int) -> list[float]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_fall_with_bends_and_steps_is_found(seed: int) -> None:
-    """A real loss: it fell at once when the second epoch began, and hardly at its end."""
+    """A real loss: it dropped when the second epoch began, and hardly fell at the end."""
     fell = (4.39, 4.37, 4.32, 4.33, 4.27, 4.26, 4.19, 4.12, 3.96, 3.90, 3.88, 3.86, 3.89, 3.87, 3.86, 3.88, 3.80)
     course = np.interp(np.linspace(-21, 19, 900), (-21, *range(20)), (7.0, *fell, 3.86, 3.81, 3.85))
     found = verdict(course + np.random.default_rng(seed).normal(0, 0.1, 900))
@@ -149,7 +149,7 @@ def test_a_trend_is_found_in_autocorrelated_noise(r: float) -> None:
 
 @pytest.mark.parametrize("n", [16, 18, 20, 30])
 def test_a_trend_is_found_in_few_values_without_noise(n: int) -> None:
-    """Validation is like that, because it reads the same tokens each time."""
+    """Validation losses are like that, because they are for the same tokens each time."""
     for kind in ("converging", "diverging"):
         assert verdict(_curve(kind, n, 0.0, 0)).word == kind
 

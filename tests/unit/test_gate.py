@@ -1,4 +1,4 @@
-"""The gate's fit: its gradient is autograd's, and its optimum that of a fit by autograd."""
+"""The gate's fit has the gradient of autograd, and the optimum of a fit by autograd."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_tokens_below_the_threshold_are_not_written() -> None:
 
 
 def test_cutting_the_memory_changes_the_logits() -> None:
-    """Of every token but the first, which has nothing before it."""
+    """The logits of every token change but those of the first, which has nothing before it."""
     model, ids = build(INFINITO), tokens(12)
     with torch.no_grad():
         whole = model.logits(model(ids))

@@ -44,8 +44,8 @@ def _texts(law: str, lengths: str, documents: int) -> tuple[Floats, Floats]:
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("law", LAWS)
 def test_intervals_over_documents_cover_the_truth(law: str, lengths: str, documents: int) -> None:
-    """They should in 95 % of all texts. With a long tail on one side it is 91 %, as few documents
-    may show none of it.
+    """They should cover it in 95 % of all texts. With a long tail on one side they do in 91 %,
+    because few documents may show nothing of the tail.
     """
     total, tokens = _texts(law, lengths, documents)
     means = total.sum(1) / tokens.sum(1)
@@ -106,7 +106,7 @@ def test_one_document_gives_no_interval_over_documents() -> None:
 
 @pytest.mark.parametrize("starts", [[0, 1, 41], [0, 41, 100], [0, 0, 41]], ids=str)
 def test_documents_without_a_token_are_not_counted(starts: list[int]) -> None:
-    """One is empty at the beginning of the text; one begins with the last target."""
+    """One document is empty, at the beginning of the text; one begins with the last target."""
     nats = torch.arange(100).double()
     found = paired(nats, torch.zeros_like(nats), np.array(starts))
     assert found.nats_per_token == pytest.approx(float(nats.mean()))
@@ -126,7 +126,7 @@ def test_the_record_says_if_documents_are_few() -> None:
 
 
 def test_the_error_of_a_ratio_counts_documents_not_tokens() -> None:
-    """If all documents have the same reference, it is the error of the mean of their ratios,
+    """If all documents have the same reference, the error is that of the mean of their ratios,
     whatever their length.
     """
     random = torch.Generator().manual_seed(3)

@@ -69,7 +69,8 @@ def test_the_hottest_loop_has_the_multiply_adds() -> None:
 
 
 def test_what_a_branch_skips_with_a_load_is_optional() -> None:
-    """But not the whole code, which an early exit skips, nor the rest of a loop at its end."""
+    """The whole code, which an early exit skips, isn't optional, nor is the rest of a loop at its
+    end."""
     optional = [instruction.opcode for instruction in parse(CODE).instructions if instruction.optional]
     assert optional == ["buffer_load_dword", "s_waitcnt", "v_mul_f32_e32"]
 

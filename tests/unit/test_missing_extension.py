@@ -48,7 +48,7 @@ def test_the_error_names_a_source_folder_that_hides_the_installed_package(
     found = _said()
     assert found.why.startswith(f"the source folder {package} is found before the installed package {installed}")
     assert f"start in a folder other than {package.parent}" in found.hint
-    assert "pip install" not in found.hint  # it was the cause
+    assert "pip install" not in found.hint  # pip install was the cause
 
 
 def test_the_error_names_an_extension_for_another_python(package: Path) -> None:

@@ -146,7 +146,7 @@ def test_an_untrained_model_is_near_the_unigram_distribution(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", PRESETS)
-def test_both_decoders_have_as_many_active_parameters(size: Size) -> None:
+def test_both_decoders_have_equally_many_active_parameters(size: Size) -> None:
     """Within 15 % at every size. Experts that a row isn't sent to don't count as active."""
     config = replace(Config(), PRESETS[size]).model
     counts = {}

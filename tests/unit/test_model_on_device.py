@@ -27,7 +27,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 CONTEXT, STRIDE = 12, 5
 NATS = 1e-5
-"""Per token: what is asked of an evaluation."""
+"""The error that an evaluation may have, per token."""
 CPU = torch.device("cpu")
 
 
@@ -75,7 +75,7 @@ def test_programs_read_as_torch_does(name: str) -> None:
         assert (mine - other).abs().max() <= NATS
     assert torch.equal(*(torch.cat([tokens for _, tokens in parts]) for parts in read))
     assert net.training
-    assert own.did() == {"cpu_ops": 0}  # the rest is a device's
+    assert own.did() == {"cpu_ops": 0}  # other figures come from a device
     assert own.did() == {}
 
 

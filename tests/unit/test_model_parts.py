@@ -84,7 +84,7 @@ def test_groups_hold_each_row_once(sizes: list[int], multiple: int, monkeypatch:
 @pytest.mark.parametrize("active", [1, 2])
 @pytest.mark.parametrize("rows", [1, 9, 500])
 def test_the_operation_of_experts_equals_its_reference(rows: int, active: int) -> None:
-    """Results and gradients; the order of places is each one's own. The last expert gets no row."""
+    """Results and gradients; each has its own order of places. The last expert gets no row."""
     torch.manual_seed(rows)
     kinds, inner, hidden, outer = 4, 6, 5, 7
     x, grad = (torch.randn(rows, n, dtype=torch.float64) for n in (inner, outer))
@@ -191,7 +191,7 @@ def test_composition_is_the_midpoint_at_first_and_stays_on_the_sphere() -> None:
     c = comp(a, b)
     torch.testing.assert_close(c.norm(dim=-1), torch.ones(40, dtype=torch.float64))
     assert dist(c, projx(a + b)).min() > 1e-3  # it is now more than a mean
-    assert not torch.allclose(c, comp(b, a))  # order counts
+    assert not torch.allclose(c, comp(b, a))  # the order matters
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

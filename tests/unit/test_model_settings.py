@@ -146,7 +146,7 @@ def test_a_foreign_setting_is_refused_before_anything_is_read(
 
 
 def test_the_file_of_a_run_starts_another_model(tmp_path: Path) -> None:
-    """It has all settings, and those that the other model doesn't have are those of its own
+    """The file has all settings. Those that the other model doesn't have belong to the run's own
     model."""
     path = tmp_path / "config.toml"
     path.write_text(write_toml(replace(Config(), {"langevin_steps": 19, "hidden_dim": 33})), encoding="utf-8")

@@ -93,7 +93,7 @@ def test_the_operation_of_cross_entropy_equals_its_reference(weighted: bool, mon
 
 def test_a_second_backward_pass_of_cross_entropy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "FEW_LOGITS", 0)
-    """It would scale twice what the first one scaled in place."""
+    """It would scale the gradients, which the first pass scaled in place, a second time."""
     query, points = torch.randn(3, 6, requires_grad=True), torch.randn(5, 6, requires_grad=True)
     loss = linear_cross_entropy(query, points, torch.zeros(5), torch.arange(3))
     loss.backward(retain_graph=True)
@@ -233,7 +233,7 @@ def test_score_matching_of_a_zero_score_is_one_and_knowledge_lowers_it() -> None
 
 
 def test_score_matching_compares_with_the_exact_denoiser_of_frequencies_whatever_k_is() -> None:
-    """Equal to the dense sum over all tokens, with a token that never occurs."""
+    """The loss equals the dense sum over all tokens, one of which never occurs."""
     net, tokens = model().eval(), batch()
     unigram = torch.rand(VOCABULARY, generator=torch.Generator().manual_seed(5))
     unigram[3] = 0.0
@@ -313,7 +313,7 @@ def test_a_restart_gives_the_same_bits(changes: dict[str, Any]) -> None:
     ids=str,
 )
 def test_gradient_checkpointing_changes_no_gradient(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks that are computed twice, dropout and all."""
+    """Blocks are computed twice, with the same dropout."""
     gradients, passes, forward = [], [], Attention.forward
     monkeypatch.setattr(Attention, "forward", lambda *args: (passes.append(args[0]), forward(*args))[1])
     for again in (False, True):

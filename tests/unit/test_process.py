@@ -30,10 +30,10 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for _ in range(10):
     large = b"1" * (48 << 20)
     del large
-    malloc(100_000)  # goes to where the large array was, and stays
+    malloc(100_000)  # is placed where the large array was, and stays
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (48 << 10))
 """
-# Whether torch's threads were told to sleep soon, where it was imported late, and first.
+# Were torch's threads told to sleep soon? If torch is imported after ebmvk, and before it.
 SPINS = "import ebmvk, os; print(os.environ['GOMP_SPINCOUNT'])"
 TOO_LATE = """
 import os, torch, ebmvk

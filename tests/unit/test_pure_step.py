@@ -170,7 +170,8 @@ def test_nothing_changes_if_a_gradient_is_not_finite() -> None:
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_an_update_from_equal_gradients_is_that_of_the_optimiser(optimizer: str) -> None:
-    """In float32, to 2e-6 of each parameter's largest entry; the first steps are the hard ones."""
+    """In float32, to 2e-6 of each parameter's largest entry; the first steps are the hardest to
+    match."""
     net = net_of("tinygpt")
     training = TrainingConfig(optimizer=optimizer, weight_decay=0.1, precision="float32")  # type: ignore[arg-type]
     own, rules = optim.build(net, training), update.rules_of(net, training)

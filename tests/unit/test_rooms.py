@@ -1,4 +1,4 @@
-"""The table of rooms in the docstring of the package, from which the docs take it."""
+"""The table of rooms in the package's docstring, which the docs show."""
 
 from __future__ import annotations
 

@@ -36,9 +36,9 @@ def _parsed(*args: str) -> EvaluateCommand:
 
 def test_the_newest_run_with_a_checkpoint_is_the_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _parsed().checkpoint == Path("runs/second")
-    assert "runs/second: the newest run" in capsys.readouterr().err  # said, not taken in silence
+    assert "runs/second: the newest run" in capsys.readouterr().err  # the choice is printed
     assert _parsed("--checkpoint", "runs/first").checkpoint == Path("runs/first")
-    assert runs.newest("--resume") == Path("runs/ended-early")  # what can be resumed is another matter
+    assert runs.newest("--resume") == Path("runs/ended-early")  # --resume also takes a run without a checkpoint
 
 
 def test_a_folder_named_newest_is_taken_literally(folder: Path) -> None:

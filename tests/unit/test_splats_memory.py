@@ -228,7 +228,8 @@ def test_the_log_density_is_exact_when_the_background_dominates() -> None:
 
 
 def test_shifting_a_feature_does_not_change_the_gate() -> None:
-    """Equal differences, exact in float32, around 0 and around 100 (800,000 times as much)."""
+    """The feature has equal differences, exact in float32, around 0 and around 100, which is
+    800,000 times as large."""
     good = torch.rand(2000, generator=torch.Generator().manual_seed(0)) < 0.5
     log_p = torch.stack((torch.where(good, -3.0, -1.0), torch.where(good, -1.0, -3.0)), dim=1)
     near = good[:, None] * 2.0**-13

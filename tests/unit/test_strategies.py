@@ -44,7 +44,7 @@ PEERS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
 def test_settings_match_transformers(
     name: str, peer: str, ours: dict[str, Any], peer_settings: dict[str, Any], seed: int
 ) -> None:
-    """Row by row, as transformers needs texts of equal length."""
+    """Row by row, because transformers needs texts of equal length."""
     transformers = pytest.importorskip("transformers", reason="transformers, the oracle, is not installed")
     processor = getattr(transformers, peer)(**peer_settings)
     log_p = laws(seed)

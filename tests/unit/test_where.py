@@ -35,7 +35,7 @@ def test_a_device_trains_every_model(model: str, device: str) -> None:
         ({"precision": "bfloat16"}, 1, "--precision float32"),
     ],
 )
-def test_what_keeps_layers_on_the_processor_is_said(values: dict[str, Any], ranks: int, said: str) -> None:
+def test_the_reason_for_layers_on_the_processor_is_printed(values: dict[str, Any], ranks: int, said: str) -> None:
     assert said in (why_on_host(asked(**values), ranks) or "")
 
 

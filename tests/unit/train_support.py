@@ -7,5 +7,5 @@ from ebmvk.training.job import Job
 
 
 def job(*args: str) -> Job:
-    """What it would do with these flags."""
+    """The job that `ebmvk train` makes of these flags."""
     return train.asked(args)[1]

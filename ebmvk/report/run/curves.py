@@ -50,7 +50,7 @@ def _loss(history: History) -> Iterator[Picture]:
         Curve("each step", *thin(steps, loss), faint=True),
         Curve("smoothed", *thin(steps, smooth(loss))),
     ]
-    note = "What training minimises: all parts of the loss, weighted and added. Faint: each step."
+    note = "What training minimises: all parts of the loss, weighted and added. The faint curve shows every step."
     yield Picture("Training loss", note, Lines(curves, ylabel="nats"))
 
 
@@ -62,7 +62,7 @@ def _parts(history: History) -> Iterator[Picture]:
     for name in names:
         x, y = _series(history.steps, "parts", name)
         curves.append(Curve(PARTS.get(name, name), *thin(x, smooth(y)), colour=len(curves)))
-    yield Picture("Parts of the loss", "Each before its weight, smoothed.", Lines(curves, ylabel="value"))
+    yield Picture("Parts of the loss", "Each part before it is weighted, smoothed.", Lines(curves, ylabel="value"))
 
 
 def _perplexity(history: History) -> Iterator[Picture]:
@@ -113,7 +113,7 @@ def _splats(history: History) -> Iterator[Picture]:
         Curve("splats", *_series(history.soc, "splats"), dots=True),
         Curve("capacity", *_series(history.soc, "capacity"), faint=True),
     ]
-    note = "Their number, as consolidation creates and merges them. Faint: how many there may be at that time."
+    note = "Their number, as consolidation creates and merges them. The faint curve is the largest number allowed."
     yield Picture("Memory splats", note, Lines(curves, ylabel="splats"))
 
 

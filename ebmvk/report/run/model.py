@@ -9,7 +9,8 @@ from ebmvk.runs.metrics import Row
 
 
 def _levels(run: Run) -> list[Row] | None:
-    """Noise levels of the last evaluation; None if an early version made it, without references."""
+    """Noise levels of the last evaluation; None if an early version made the evaluation, without
+    references."""
     evals = run.history.evals
     return [level for level in (evals[-1].get("score_matching") or []) if "ratio" in level] or None if evals else None
 

@@ -85,7 +85,7 @@ def _table(values: Mapping[str, Any]) -> Shown:
 
 
 def _value(value: Any) -> str:
-    """As TOML writes it, except for quotes."""
+    """A value as TOML writes it, except for quotes."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
