@@ -18,8 +18,8 @@ STREAMS = (philox.STREAM_NOISE, philox.STREAM_NOISE_2)
 
 @dataclass
 class Noise:
-    """Random numbers of consecutive steps. Many steps are drawn at once, as each draw costs
-    hundreds of torch calls.
+    """Random numbers of consecutive steps. Those of many steps are drawn at once, because each draw
+    costs hundreds of torch calls.
     """
 
     seed: int
@@ -97,7 +97,7 @@ class Chains:
         self.integrator, self.leapfrogs = integrator, leapfrogs
         self.steps = 0
         self.energy = x.new_zeros(x.shape[0])
-        self.heat = torch.zeros_like(self.energy)  # what the O of a step have added to |v|^2 / 2
+        self.heat = torch.zeros_like(self.energy)  # what the O moves of a step have added to |v|^2 / 2
         self.kinetic, self.error, self.tangency, self.accepted = (torch.zeros_like(self.energy) for _ in range(4))
 
     def run_level(self, level: Level, steps: int) -> None:

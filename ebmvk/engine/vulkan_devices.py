@@ -61,8 +61,8 @@ class Heap:
 class Description:
     """What a device is and offers.
 
-    missing: why it can't be used; empty if it can. scoring: {number of queries: tile (queries x
-    points) that a workgroup of the scoring kernel then takes}.
+    missing: why it can't be used; empty if it can. scoring: {number of queries: the tile (queries x
+    points) that a workgroup of the scoring kernel computes from that number on}.
     """
 
     index: int

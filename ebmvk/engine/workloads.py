@@ -155,7 +155,7 @@ class _Problem:
 
     @property
     def gathered_bytes(self) -> float:
-        """Of the candidates of all rows, each read once."""
+        """Bytes of the candidates of all rows, each read once."""
         return self.row_bytes * self.scale.candidates
 
     def candidate_flops(self, passes: float) -> float:
@@ -230,4 +230,4 @@ WORKLOADS: dict[str, Callable[[_Problem], Workload]] = {
     "vmf_sample": _vmf,
     "accumulate": _accumulate,
 }
-"""Each operation of the table at a scale."""
+"""{operation: what gives its workload at a scale}."""
