@@ -35,7 +35,7 @@ Record = dict[str, Any]
 @dataclass(frozen=True)
 class CertifyCommand:
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
-    # Test tokens in contexts of this run's validation text; otherwise of made-up laws.
+    # Test tokens in contexts of this run's validation text; otherwise in made-up contexts.
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     # Where that run's text is, if it has moved.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None

@@ -25,7 +25,7 @@ from ebmvk.sampling.registry import SamplerName
 class CompareCommand:
     # The model: a run folder (its latest complete checkpoint), RUN/best, or a checkpoint folder.
     checkpoint: Path = Path(NEWEST)
-    # Another run that scores the texts too; it may have other tokens.
+    # Another run that scores the texts too; it may have another tokenizer.
     judge: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     # Named strategies to compare, such as nucleus or greedy; by default all.
     strategy: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -52,7 +52,7 @@ COLUMNS = {
     "PPL/token": ("perplexity", ".1f"),
 }
 """{head: (figure, format)}."""
-REPEATS = 0.02  # share of tokens beyond that of human text from which repetition is worth a word
+REPEATS = 0.02  # advise against repetition if the share of repeated tokens exceeds that of human text by this
 FLAGS = flags.flags_of(CompareCommand)
 
 

@@ -55,7 +55,7 @@ class EvaluateCommand:
     scramble_memory: bool = False  # A control: exchange the tokens of the memory's contexts.
     against: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # Another run, compared on the same tokens.
     against_memory: Tiers = "none"  # Tiers of that run's own memory to use.
-    score_matching: bool = False  # Also the denoising loss by noise level, beside that of unigram frequencies.
+    score_matching: bool = False  # Also print denoising losses, beside those of a denoiser that knows frequencies only.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     json: bool = False  # Print one JSON object instead of lines.
 
@@ -248,7 +248,7 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
     print(f"perplexity per word   {word}")
     print(f"bits per byte         {number(record['bits_per_byte'], '.5f')}   ({record['bytes']:,} bytes)")
     if record["unknown_characters"]:
-        print(f"unknown characters    {record['unknown_characters']:,}   (the nats don't cover which ones they are)")
+        print(f"unknown characters    {record['unknown_characters']:,}   (the nats don't include telling them apart)")
     print(f"context, stride       {record['context']}, {record['stride']}   ({record['seconds']:.1f} s)")
     if record["tiers"]:
         _print_tiers(record)
@@ -284,8 +284,8 @@ def _print_tiers(record: dict[str, Any]) -> None:
         print("                      may come from flattening the model's law. To compare, run `ebmvk memory`")
     else:
         power = record["calibration"]["power"]
-        print(f"calibrated            a gate mixes p_lex with p_lex to the power {power:g}; fitted on the same tokens,")
-        print("                      without any memory: a memory should do better")
+        print(f"calibrated            a gate mixes p_lex with p_lex to the power {power:g}, fitted on the same tokens.")
+        print("                      It uses no memory, so a memory should do better")
     if record["scrambled"]:
         print(f"scrambled             {_scrambled(fitted=record['control_fitted'])}")
 
@@ -323,7 +323,7 @@ def _print_levels(levels: list[dict[str, Any]]) -> None:
         ratio = (
             f", below it by {below(level)}"
             if below(level) != DASH
-            else "; the unigram denoiser is right, too, so there is no ratio"
+            else "; the unigram denoiser makes no errors, so there is no ratio"
         )
         print(
             f"  {level['name'] or 'level':<20}{noise}: 1 - L {number(level['explained'])}, "

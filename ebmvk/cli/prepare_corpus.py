@@ -92,7 +92,7 @@ def _parted(read_back: int, written: int) -> Iterator[str]:
     give more documents.
     """
     if read_back != written:
-        yield f"{read_back:,} documents will be read from it, because some contain lines <|doc|> or <|endoftext|>"
+        yield f"{read_back:,} documents will be read from it, because some of them contain <|doc|> or <|endoftext|>"
 
 
 if __name__ == "__main__":
