@@ -135,7 +135,7 @@ def flags_of(command: type[Any]) -> list[str]:
 
 
 def _defaults(kind: Any) -> Iterator[tuple[str, Any]]:
-    """(field, default) of a dataclass, or (field, value) of an object of one, and of the
+    """(field, default) for a dataclass, or (field, value) for an instance of one, including the
     dataclasses in it."""
     for entry in dataclasses.fields(kind):
         if not isinstance(kind, type):

@@ -24,7 +24,7 @@ METROPOLIS: Mapping[str, bool] = MappingProxyType(
 """By name: True if the integrator accepts or rejects trajectories, not every step."""
 
 AUTO = "auto"
-"""Each sampler takes its own integrator."""
+"""Lets each sampler use its own integrator."""
 
 HELP = (
     f"Integrator of Langevin chains. {', '.join(name for name, exact in METROPOLIS.items() if not exact)}: every step "

@@ -13,18 +13,18 @@ from ebmvk.config.schema import Config, replace
 _WHY: tuple[tuple[Callable[[Config, int], bool], str], ...] = (
     (
         lambda config, ranks: config.run.device == "auto" and ranks > 1,
-        "several processes don't measure which is faster; --device vulkan uses the device",
+        "several processes can't measure which is faster; --device vulkan uses the device",
     ),
     (
         lambda config, _: config.run.device == "auto" and config.run.deterministic,
-        "with --deterministic nothing is measured, as runs might choose differently; --device vulkan uses the device",
+        "with --deterministic no time is measured, or runs might choose differently; --device vulkan uses the device",
     ),
     (
         lambda config, _: config.training.precision != "float32",
         "the device doesn't have {precision} yet; --precision float32 uses the device",
     ),
 )
-"""(condition, reason): what keeps layers on the CPU. This is the only list of it."""
+"""(condition, reason): what keeps layers on the CPU. No other list has such reasons."""
 
 
 def why_on_host(config: Config, ranks: int = 1) -> str | None:
