@@ -151,7 +151,7 @@ def _outliving(stream: TextIO) -> TextIO:
         return stream
     try:
         number = stream.fileno()
-    except OSError:  # a notebook's, which can't be closed
+    except OSError:  # a notebook's stream has no file descriptor
         return stream
     stream.flush()
     raw = io.BufferedWriter(_Outliving(number, "w", closefd=False))
