@@ -1,4 +1,4 @@
-"""Turns ebmvk/engine/integrators.toml into C++ and GLSL. CMake runs it, shaders/generate.py too.
+"""Turns ebmvk/engine/integrators.toml into C++ and GLSL. CMake and shaders/generate.py run it.
 
 integrators.py OUT     writes OUT/integrators.h: each row as a type whose parts are constants
 """
@@ -85,7 +85,7 @@ def glsl(row: Any) -> str:
     ]
     moves = []
     for number, stage in enumerate(stages):
-        # The speed is known after a kick, and where a step of an unadjusted integrator begins.
+        # The speed is known after a kick, and at the start of a step of an unadjusted integrator.
         known = (stage and stage[0].kind == "kick") or (number == 0 and not row.metropolis)
         moves.append([*([] if known else ["measure_speed();"]), *calls(stage)])
     out += function("move_before_landing(uint stage, float h, Bath bath)", moves)

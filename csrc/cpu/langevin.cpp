@@ -265,8 +265,8 @@ void RunSteps(const Gathered& c, const Level& level, const ChainParams& p, size_
   s.energy = force.energy;
 }
 
-// All steps of one level with the integrator of number p.integrator. Template parameters, because a
-// lambda would not be compiled for this instruction set.
+// All steps of one level with the integrator of number p.integrator. A template chooses it, because
+// a lambda would not be compiled for this instruction set.
 template <size_t I = 0>
 void RunWith(const Gathered& c, const Level& level, const ChainParams& p, size_t d, uint32_t first_step, Chain& s) {
   if (p.integrator == I) {

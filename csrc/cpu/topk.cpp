@@ -14,7 +14,7 @@ HWY_BEFORE_NAMESPACE();
 namespace ebmvk::HWY_NAMESPACE {
 namespace {
 
-// A tile is kQueries x (two vectors of points) in registers: 24 accumulators of 32 registers, or 12
+// A tile is kQueries x (two vectors of points) in registers: its sums take 24 of 32 registers, or 12
 // of 16.
 constexpr size_t kQueries = kLanes == 16 ? 12 : 6;
 constexpr size_t kPanel = 2 * kLanes;
@@ -77,7 +77,7 @@ struct Affine {
   }
 };
 
-// Offers a panel's points to a row's selection, given their products with it.
+// Offers a panel's points to a row's selection, given their products with the row.
 inline void Offer(const VF (&sum)[2], const Affine& affine, size_t first, size_t count, size_t row,
                   Selection& selection) {
   const float threshold = selection.threshold(row);
@@ -117,8 +117,8 @@ constexpr size_t kFew = 8;
 
 size_t FewQueries() { return kFew; }
 
-// Four coordinates of kLanes / 4 points that are `stride` apart; each block of four lanes has one
-// point's.
+// Four coordinates of kLanes / 4 points that are `stride` apart. Each block of four lanes has the
+// coordinates of one point.
 template <class D>
 hn::Vec<D> LoadBlocks(D tag, const float* from, size_t stride) {
   if constexpr (hn::MaxLanes(D()) == 4) {
@@ -146,8 +146,8 @@ inline void LoadColumns(const float* from, size_t d, VF (&column)[4]) {
 }
 
 // Tile() for kRows queries and a panel in the caller's own memory. A panel is read in kPanel
-// streams, which processors prefetch badly. So lines are prefetched kAhead coordinates in advance,
-// at the end those of `next`.
+// streams, which processors prefetch badly. So lines are prefetched kAhead coordinates in advance;
+// at the end of a panel, lines of `next`.
 template <size_t kRows>
 inline void FewTile(const float* queries, const float* points, const float* next, size_t d, VF (&sum)[kRows][2]) {
   constexpr size_t kAhead = 96, kLine = 16;

@@ -19,7 +19,7 @@ struct AccumulateShape {
   bool whole;  // all in one submission, from zero; otherwise in slices
 
   std::uint64_t entries() const { return std::uint64_t{capacity} * k; }
-  std::uint64_t splats() const { return std::min<std::uint64_t>(entries(), n); }  // at most, that occur
+  std::uint64_t splats() const { return std::min<std::uint64_t>(entries(), n); }  // the most that can occur
   std::uint32_t pitch() const { return 4 * quads_of(d); }
   std::string key() const {
     std::string key = kSpeed;
@@ -34,7 +34,7 @@ Sums::Shape resultant_shape(Engine& engine, const AccumulateShape& of) {
   return {of.entries(), of.splats(), of.d, of.pitch(), entries_per_window(engine, quads_of(of.d))};
 }
 
-// A number for each of up to `segments` segments.
+// The shape of a total for each of up to `segments` segments.
 Sums::Shape total_shape(Engine& engine, const AccumulateShape& of, std::uint64_t segments) {
   return {of.entries(), segments, 1, 1, entries_per_window(engine, 1)};
 }
@@ -49,7 +49,7 @@ class AccumulateWork {
   void write(const AccumulateArguments& in, std::uint64_t begin, std::uint32_t rows);
   // `slice`: the number of entries per submission. Continues the statistics in `out`.
   void run(Engine::Call& call, std::uint32_t rows, std::uint64_t slice, Accumulated& out);
-  // The same for all rows, from zero, to tensors.
+  // The same for all rows; the statistics start from zero and go to tensors.
   void run(Engine::Call& call, std::uint32_t rows, std::uint64_t slice, const AccumulatedTensors& to);
 
  private:
@@ -149,7 +149,7 @@ void AccumulateWork::record_load() {
   load_.copy(pairs_.found(), found_pairs_);
 }
 
-// Puts the sums of segments where their splats are, and the pairs into their tensor.
+// Writes the sums of segments to the rows of their splats, and the pairs to their tensor.
 void AccumulateWork::record_store(Program& program, const AccumulatedTensors& to) {
   const auto& device = engine_.device().capabilities();
   const auto& scatter = engine_.kernels().get(kernels::ScatterRows::name, kernels::ScatterRows::group, {});

@@ -1,5 +1,5 @@
-// How work is divided on a device: workgroup sizes that depend on it (those that don't are in
-// kernels.toml; Engine::row_group has that of a row of coordinates), and rows of a program.
+// How work is divided: the workgroup sizes that depend on the device, and the rows of a program.
+// Fixed workgroup sizes are in kernels.toml; Engine::row_group has the one for rows of coordinates.
 #pragma once
 
 #include "vulkan/ops/engine.h"

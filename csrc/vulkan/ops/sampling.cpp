@@ -1,4 +1,4 @@
-// The operations candidate_law, chain_start and decode: what a chain of tokens needs beside topk and
+// The operations candidate_law, chain_start and decode, which sample tokens together with topk and
 // langevin.
 #include "vulkan/ops/candidates.h"
 #include "vulkan/ops/groups.h"

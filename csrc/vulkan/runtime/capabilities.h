@@ -45,7 +45,7 @@ struct Capabilities {
   // The engine's decisions from the above, which `decide` fills in.
   std::uint32_t subgroup_size = 0;  // of kernels that use subgroups
   bool subgroup_control = false;    // such kernels get full subgroups of this size
-  bool subgroup_required = false;   // they must ask for it; if not, the device has no other size
+  bool subgroup_required = false;   // such kernels must ask for this size; if not, the device has no other
   std::uint32_t registers = 0;      // 32-bit registers that an invocation of a kernel may use
   void decide();
 };
