@@ -36,10 +36,10 @@ from bench.isa_text import Code, Instruction, Loop, count
 
 @dataclass(frozen=True)
 class Chip:
-    """What four SIMDs have that a workgroup is spread over: a compute unit of Vega, two of RDNA.
+    """The four SIMDs over which a workgroup is spread: a compute unit of Vega, or two of RDNA.
 
     registers: of a SIMD, for each lane of a wave of 32. granule: a wave of 32 gets a multiple of
-    it. slots: the most waves of a SIMD. lds: bytes of shared memory.
+    this many. slots: the most waves of a SIMD. lds: bytes of shared memory.
     """
 
     registers: int
@@ -63,7 +63,7 @@ class Chip:
         return groups * waves / 4
 
     def free(self, wave: int) -> int:
-        """Registers of a lane that cost no wave."""
+        """The most registers of a lane with which a SIMD still holds `slots` waves."""
         return self.registers * 32 // wave // self.slots
 
 
@@ -177,7 +177,7 @@ def estimate(card: Card, code: Code, wave: int, waves: float, group: int, plan: 
     total = Cost()
     total.add(cost(card, _run(code.outside, plan), wave, loads), 1)
     for loop, times in iterations(code, plan):
-        # The second pass in a row: what an earlier one has asked for is on its way
+        # The cost of a second pass: what the first has requested is then on its way
         once, twice = (cost(card, _run(loop.own, plan) * n, wave, loads) for n in (1, 2))
         once.latency = twice.latency - once.latency
         total.add(once, times)
@@ -201,7 +201,7 @@ def throughput(waves: float, demands: Sequence[float], latency: float) -> float:
     """Waves that finish per cycle, by mean value analysis.
 
     waves: how many are there at once; between whole numbers it is interpolated. demands: cycles
-    that each unit works for one wave. latency: of a wave alone, including them.
+    that each unit works for one wave. latency: cycles of a wave alone, including these.
     """
     elsewhere = max(latency - sum(demands), 0.0)
     queues = [0.0] * len(demands)

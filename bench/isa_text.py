@@ -37,7 +37,7 @@ INNER_ITERATIONS = 32
 
 @cache
 def class_of(opcode: str) -> str:
-    """A kernel has thousands of instructions, all together have some hundred opcodes."""
+    """The class of an opcode, cached because a kernel has thousands of instructions."""
     return next(kind for kind, pattern in CLASSES.items() if re.match(pattern, opcode))
 
 
@@ -100,7 +100,7 @@ class Code:
 
         It is the one with the most multiply-adds, or without any the one with the most loads from
         memory, or else with the most instructions; each times INNER_ITERATIONS for every loop
-        around it. Of equal ones it is the first.
+        around it. Among equal ones it is the first.
         """
         loops = self.all_loops()
         if not loops:

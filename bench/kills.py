@@ -120,7 +120,7 @@ class Runs:
         if status:
             self.faults.append(f"{run}: resumed with status {status}")
         elif last(run) != reference:
-            self.faults.append(f"{run}: other bits")
+            self.faults.append(f"{run}: the bits differ from those of a run left alone")
         else:
             self.whole += 1
             shutil.rmtree(run)

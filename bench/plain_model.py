@@ -118,7 +118,7 @@ def adamw(values: dict[str, Tensor], gradients: dict[str, Tensor], state: Any, s
 
 
 def pure_step(module: nn.Module) -> Callable[[Any, Any, Any, Any], tuple[Any, Any, Any]]:
-    """(parameters, state, batch, scalars) -> (parameters, state, {"loss"}); `module` unchanged."""
+    """(parameters, state, batch, scalars) -> (parameters, state, {"loss"}); keeps `module`."""
 
     def step(parameters: Any, state: Any, batch: Any, scalars: Any) -> tuple[Any, Any, Any]:
         leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}

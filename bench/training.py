@@ -32,8 +32,8 @@ from ebmvk.engine import select
 Record = dict[str, Any]
 
 TOLERANCE = 1e-3
-"""Nats between a peer's losses and torch's: well above what orders of summation do in a few steps,
-well below what a wrong gradient does."""
+"""How many nats a peer's losses may differ from torch's. In a few steps another order of summation
+makes far less difference, and a wrong gradient far more."""
 
 WARM = 2
 """Steps before the measured ones: one that compiles, and one that tinygrad captures."""
@@ -178,7 +178,7 @@ def measured(names: Sequence[str], of: Sizes, repeats: int, limit: float) -> dic
 
 
 def memory(ours: Record, other: Record) -> tuple[float, float, str] | None:
-    """Bytes of both, and which: the device's if both know them, else of the processes."""
+    """Bytes of both, and what they are: device memory if both know it, else that of processes."""
     for key in ("device_bytes", "process_bytes"):
         if ours.get(key) and other.get(key):
             return ours[key], other[key], key
@@ -186,7 +186,7 @@ def memory(ours: Record, other: Record) -> tuple[float, float, str] | None:
 
 
 def ratios(found: dict[str, Record]) -> Record:
-    """Peer over ours, above 1: ours is faster or smaller; None where a peer has no figure."""
+    """Peers' figures over ours; above 1, ours is faster or smaller. None if a peer has none."""
 
     def of(peer: str, key: str) -> float | None:
         one, other = found.get("ours", {}), found.get(peer, {})
