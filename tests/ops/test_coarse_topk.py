@@ -72,9 +72,7 @@ def test_random_rows_are_proved(kernels: Any) -> None:
 
 
 def test_points_within_the_bound_fall_back(kernels: Any) -> None:
-    """4,000 points closer together than 8 bits can tell: every row must take the other way, and be
-    right.
-    """
+    """8 bits can't tell these 4,000 points apart: every row must fall back, and be right."""
     g = torch.Generator().manual_seed(1)
     points = unit(1, 64, generator=g) + 1e-4 * torch.randn(4000, 64, generator=g)
     points = points / points.norm(dim=1, keepdim=True)
@@ -134,7 +132,7 @@ def test_scales_of_any_size_match_float32(kernels: Any) -> None:
 
 
 def test_nan_rows_fall_back(kernels: Any) -> None:
-    """Below the argument checks: a row or a scale that is not finite proves nothing, and harms no
+    """Without the argument checks: a row or a scale that is not finite proves nothing, and harms no
     other row.
     """
     g = torch.Generator().manual_seed(12)
@@ -196,7 +194,7 @@ def test_many_queries_use_a_coarse_copy_that_an_update_drops(kernels: Any) -> No
 
 
 def test_other_instruction_sets_dont_use_coarse_copies(kernels: Any) -> None:
-    """Their float32 sums have other bits, so they must not be rescored with these."""
+    """Rescoring has the bits of AVX-512 sums, so it must not be mixed with other sums."""
     before = kernels.target()
     try:
         kernels.use_target("plain")

@@ -18,8 +18,8 @@ SHAPES = [(0, 3), (1, 2), (2, 3), (7, 63), (13, 64), (31, 65), (5, 640)]
 def test_results_match_the_oracle(backend: Backend, oracle: Reference, shape: tuple[int, int]) -> None:
     g = torch.Generator().manual_seed(sum(shape))
     x, y, u = unit(*shape, generator=g), unit(*shape, generator=g), torch.randn(*shape, generator=g)
-    # Normalised in float32 each, so x and y are unit only to 1e-7; every formula is that far from
-    # exact too.
+    # Each is normalised in float32, so x and y are unit only to 1e-7; every formula is as far from
+    # exact, too.
     pairs = {
         "projx": (backend.projx(3 * u), oracle.projx(3 * u)),
         "proju": (backend.proju(x, u), oracle.proju(x, u)),

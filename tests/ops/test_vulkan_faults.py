@@ -29,8 +29,8 @@ SUCCESS, TIMEOUT, HOST_MEMORY, DEVICE_MEMORY, LOST = 0, 2, -1, -2, -4
 # device.
 PIPELINE = ("vkCreateShaderModule", "vkCreateDescriptorSetLayout", "vkCreatePipelineLayout", "vkCreateComputePipelines")
 OPENING = ("vkCreateDevice", "vkCreatePipelineCache")
-# Failures of the wait for work that was submitted: the device is taken for lost, whatever the
-# driver calls it.
+# Failures of the wait for work that was submitted: the device counts as lost, whatever the driver
+# calls the failure.
 WAITING = ("vkWaitForFences", "vkResetFences")
 
 Work = Callable[[Vulkan], list[Tensor]]
@@ -267,8 +267,8 @@ def test_a_slice_of_a_plan_fails(extension: object, nth: int, fault: int) -> Non
 
 @pytest.mark.parametrize("fault", [HOST_MEMORY, LOST], ids=["host", "lost"])
 def test_waiting_for_earlier_slices_fails(extension: object, fault: int) -> None:
-    """A second slice that fails, and then the empty submission that waits for the first: the device
-    is taken for lost.
+    """The second slice fails, and then the empty submission that waits for the first: the device
+    counts as lost.
     """
     backend, work = sliced()
     work(backend)

@@ -18,7 +18,7 @@ from vulkan_open import mixture, open_vulkan, schedule, tangent, unit
 from ebmvk.engine.vulkan import Vulkan
 
 Range = tuple[int, int, int, bool]
-"""Buffer, begin, end, and whether the bytes are written."""
+"""Buffer, begin, end, and True if the bytes are written."""
 
 
 @functools.cache
@@ -137,7 +137,7 @@ def test_a_search_for_1024_queries_is_one_submission() -> None:
 
 
 def test_blocks_of_queries_are_one_submission() -> None:
-    """More queries than the lists of one block have rows: 64 MiB hold 1,024 for 8,192 points."""
+    """More queries than one block has lists: 64 MiB hold the lists of 1,024 for 8,192 points."""
     backend = open_vulkan(slice_seconds=1e3)
     mu = unit(9000, 4, 1)
     points, queries = backend.points(mu), unit(1100, 4, 2)

@@ -28,7 +28,7 @@ PRETEND = os.environ.get("EBMVK_TEST_PRETEND", "")
 
 
 def open_pretended(**options: bool | int | float | str) -> Vulkan:
-    """The device with the limits of the profile that EBMVK_TEST_PRETEND names, if it does."""
+    """The device, with the limits of the profile that EBMVK_TEST_PRETEND names if it is set."""
     return open_vulkan(pretend=PRETEND, **options)
 
 
@@ -46,8 +46,8 @@ def open_vulkan(**options: bool | int | float | str) -> Vulkan:
 
 
 def skip_own_width(width: int) -> None:
-    """For tests in a process where llvmpipe's vectors have `width` bits: all other tests run at the
-    width that it chooses by itself."""
+    """Skips a test that makes llvmpipe's vectors `width` bits wide in another process, if they have
+    this width here: other tests cover it."""
     if open_vulkan().capabilities.subgroup_reported == width // 32:
         pytest.skip(f"{width} bits is the width in this process")
 
