@@ -97,7 +97,7 @@ def test_the_noise_has_the_temperature(backend: Backend, name: str) -> None:
     more = {"seed": 3, "scheme": name, "leapfrogs": 2, "temperature": temperature}
     start = math.sqrt(temperature) * p.v
     got = backend.langevin(p.x, start.contiguous(), backend.points(p.points), *p.lists, s, **more)  # type: ignore[arg-type]
-    # 200 independent chains of chi^2_32 / 32: a standard error of .018 T, and 5 of them are allowed.
+    # 200 independent chains of chi^2_32 / 32: the standard error is .018 T, and 5 are allowed.
     for measured in (got.diagnostics.kinetic_temperature, got.v.square().sum(1) / (d - 1)):
         assert abs(float(measured.mean()) - temperature) < 0.09 * temperature
 
