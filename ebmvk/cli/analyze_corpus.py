@@ -30,13 +30,13 @@ MODEL = "minillm"
 @dataclass(frozen=True)
 class AnalyzeCommand:
     dataset: Path  # A text file, or a folder of text files.
-    # The line that separates documents. By default <|doc|> and <|endoftext|> do.
+    # The line that separates documents. By default <|doc|> or <|endoftext|>.
     separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     # In folders, also read files whose names match, for example '*.py'.
     include: Include = ()
     raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
-    # What cuts text into tokens. bpe: trained on this text; char: one token per character; gpt2; or
-    # the path of a tokenizer.json.
+    # How to cut text into tokens. bpe: trained on this text; char: one token per character; gpt2;
+    # or the path of a tokenizer.json.
     tokenizer: str = "bpe"
     # The token of a tokenizer.json that ends a document. By default its usual end-of-text token.
     end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None
@@ -104,8 +104,8 @@ def _analyze(command: AnalyzeCommand) -> int:
 
 
 def _commands(command: AnalyzeCommand, found: Analysis) -> Iterator[str]:
-    """Yields the commands to type next. The first one replaces separators that training doesn't
-    know."""
+    """Yields the commands to type next. If training doesn't know the separator, the first command
+    replaces it."""
     from ebmvk.data.splitting import STANDARD
 
     text = command.dataset

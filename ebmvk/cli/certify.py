@@ -39,7 +39,7 @@ class CertifyCommand:
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     # Where that run's text is, if it has moved.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
-    quick: bool = False  # Fewer chains: below a minute on two cores, but small errors go unseen.
+    quick: bool = False  # Use fewer chains: takes less than a minute on two cores, but misses small errors.
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # Write all figures to this file.
     plots: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None  # Draw pictures into this folder (SVG).
     seed: int = 42  # The same seed gives the same figures on one device.

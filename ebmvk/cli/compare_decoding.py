@@ -32,8 +32,8 @@ class CompareCommand:
     # Settings of your own: any of these adds a row, "custom".
     token_law: Strategy = field(default=UNCHANGED, metadata={"group": 'Settings of the row "custom"'})
     prompts: int = 100  # Number of passages of the validation text to continue.
-    prompt_tokens: int = 32  # Number of tokens of each passage that the model is given.
-    max_tokens: int = 128  # Number of tokens that it writes.
+    prompt_tokens: int = 32  # Number of tokens of each passage that are given to the model.
+    max_tokens: int = 128  # Number of tokens that the model writes.
     # How tokens are drawn; the documentation compares the samplers.
     sampler: Annotated[SamplerName, tyro.conf.arg(help=registry.HELP)] = registry.WITHOUT_STATES
     seed: int = 42  # The same seed gives the same texts.

@@ -181,7 +181,7 @@ def _at(error: Exception) -> list[str]:
 
 
 def impersonal(value: Any) -> Any:
-    """The same record without the home folder and the user's name in its texts."""
+    """The record, without the home folder and the user's name in its texts."""
     if isinstance(value, dict):
         return {key: impersonal(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -39,22 +39,22 @@ class EvaluateCommand:
     """Flags of `ebmvk evaluate`; the comments are their help texts."""
 
     checkpoint: Path = Path(NEWEST)  # A run (its newest usable checkpoint), RUN/best, or one checkpoint.
-    dataset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None  # The text; by default the run's own.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None  # The text to score; by default the run's own.
     data_dir: Folder = None  # Folder of local data sets; by default EBMVK_DATA_DIR.
     include: Include = ()  # Also read files with these names in the folder --dataset, for example '*.py'.
     raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
-    test_file: File = None  # Score all of this text file instead.
-    tokenizer: Folder = None  # The run's own tokenizer, for checking only; another one is refused.
+    test_file: File = None  # Score all of this text file instead of --dataset.
+    tokenizer: Folder = None  # Check that this is the run's own tokenizer; another one is refused.
     split: Literal["train", "validation", "test"] = "validation"  # Which part of the text to score.
     limit: Tokens = None  # Score only the first TOKENS.
     context: Tokens = None  # Length of a window; by default seq_length.
     stride: Tokens = None  # Distance between two windows; by default half the context.
-    memory: Tiers = "none"  # Tiers of `ebmvk memory` to use; each is reported.
+    memory: Tiers = "none"  # Tiers of `ebmvk memory` to use; prints figures for each.
     # The most splats that the episodic memory may have; by default 10,000.
     memory_capacity: Annotated[int | None, tyro.conf.arg(metavar="SPLATS")] = None
     scramble_memory: bool = False  # A control: exchange the tokens of the memory's contexts.
     against: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # Another run, compared on the same tokens.
-    against_memory: Tiers = "none"  # Tiers of that run's own memory to use.
+    against_memory: Tiers = "none"  # Tiers of its own memory that the run --against uses.
     score_matching: bool = False  # Also print denoising losses, beside those of a denoiser that knows frequencies only.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     json: bool = False  # Print one JSON object instead of lines.

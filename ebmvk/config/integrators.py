@@ -30,5 +30,5 @@ HELP = (
     f"Integrator of Langevin chains. {', '.join(name for name, exact in METROPOLIS.items() if not exact)}: every step "
     f"is accepted. {', '.join(name for name, exact in METROPOLIS.items() if exact)}: trajectories of {LEAPFROGS} steps "
     f"are accepted or rejected, so steps add no bias. {AUTO}: gbaoab for --sampler langevin and coarse, ghmc for "
-    "tempering, which needs one that rejects."
+    "tempering, which needs an integrator that rejects."
 )

@@ -219,18 +219,19 @@ class Backend(Protocol):
         return self._rows("proju", x, u)
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
-        """Where the geodesic from x with velocity u is at time 1. x, u: (B, d), x unit."""
+        """The point at time 1 of the geodesic from x with velocity u. x, u: (B, d), x unit."""
         return self._rows("expmap", x, u)
 
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        """The velocity of the shortest geodesic from x to y, at time 1. x, y: (B, d) unit.
+        """The velocity at x of the shortest geodesic that is at y at time 1. x, y: (B, d) unit.
 
         Zero at y = x, and also at y = -x, where the direction isn't defined.
         """
         return self._rows("logmap", x, y)
 
     def transp(self, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
-        """u, tangent at x, moved along the shortest geodesic to y. x, y: (B, d) unit; u: (B, d).
+        """Parallel transport of u, tangent at x, along the shortest geodesic to y. x, y: (B, d) unit; u:
+        (B, d).
 
         At y = -x it isn't defined, and the result may not be finite.
         """

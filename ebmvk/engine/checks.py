@@ -249,7 +249,7 @@ def some_points(rules: Rules, value: Tensor, n: int, d: int, first: int | None, 
     unit_rows("points", value)
     rows = value.shape[0]
     if (first is None) == (ids is None):
-        raise ArgumentError("first and ids exclude each other", hint="pass one of the two")
+        raise ArgumentError("first and ids are both given", hint="pass one of the two")
     if first is not None:
         integer("first", first, 0, n - rows + 1, f"pass at most {n} - first rows")
     if ids is not None:

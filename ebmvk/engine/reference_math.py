@@ -94,7 +94,7 @@ def topk_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def energy_score(x: Tensor, mu: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor) -> EnergyScore:
-    """As `Backend.energy_score`, with the candidates' own rows. x: (B, d); mu: (B, K, d)."""
+    """`Backend.energy_score` with the candidates' rows instead of ids. x: (B, d); mu: (B, K, d)."""
     logits = logw + kappa * torch.einsum("bkd,bd->bk", mu, x)
     total = torch.logsumexp(torch.cat((logits, log_background[:, None]), dim=1), dim=1)
     rho = torch.exp(logits - total[:, None])

@@ -70,7 +70,7 @@ RESUMED: dict[str, Scheme] = {"langevin, resumed": "gbaoab", "langevin (ghmc), r
 
 
 def _check_resumption(name: str, scheme: Scheme, backend: Backend) -> Check:
-    """The same bits from 200 steps in one call and from two calls of 100.
+    """Check that 200 steps in one call give the same bits as two calls of 100.
 
     A step is the same code in both, but a compiler may treat a loop's first pass apart from the
     others and round differently there. No specification forbids that, so only a run on the device
