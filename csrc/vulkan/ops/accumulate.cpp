@@ -34,7 +34,7 @@ Sums::Shape resultant_shape(Engine& engine, const AccumulateShape& of) {
   return {of.entries(), of.splats(), of.d, of.pitch(), entries_per_window(engine, quads_of(of.d))};
 }
 
-// The shape of a total for each of up to `segments` segments.
+// The shape of totals: a number for each of up to `segments` segments.
 Sums::Shape total_shape(Engine& engine, const AccumulateShape& of, std::uint64_t segments) {
   return {of.entries(), segments, 1, 1, entries_per_window(engine, 1)};
 }
@@ -279,7 +279,7 @@ Accumulated Engine::accumulate(const AccumulateArguments& in, const AccumulatedT
                       " fit the device's bindings, unless rows are on the host");
   auto capacity = to ? std::max(in.rows, 1u) : power_of_two(std::min<std::uint64_t>(in.rows, fit));
   if (capacity > fit) capacity /= 2;
-  // In steps, so that few workspaces serve all batches.
+  // Bits are rounded up to a multiple of 4, so that few workspaces serve all batches.
   const auto bits = (bits_of(std::max<std::uint64_t>(tokens_below(in), 1) - 1) + 3) / 4 * 4;
   const auto slice = units_per_slice(kSpeed, flops_per_entry(in.d));
   AccumulateShape shape{capacity, in.k, in.d, in.n, bits, false};

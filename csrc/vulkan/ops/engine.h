@@ -169,7 +169,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // `kernel`: of row_kernel().
   void rows(const KernelSource& kernel, std::uint32_t rows, std::uint32_t d,
             const std::vector<Argument<float>>& arguments, const Result<float>& result);
-  // Those of operations.toml, for example
+  // The operations of operations.toml, for example
   //   void energy_score(const Points& points, const EnergyScoreArguments& in, const EnergyScoreResults& out);
 #include "vulkan_methods.h"
   void energy_score_backward(const Points& points, const EnergyScoreBackwardArguments& in, const GradientResults& out);

@@ -111,7 +111,7 @@ class Sums {
   Record record_;
   std::uint64_t part_;  // the number of segments that a dispatch sums
   std::uint64_t windows_each_;
-  Windows windows_;  // those of `record`, and behind them those of slices
+  Windows windows_;  // those of `record`, followed by those of slices
   Table table_;
   // A program for each part of the place, with a section for each slot. Sums for the host need only
   // one program, which also uploads sums before these sections and reads them back afterwards.

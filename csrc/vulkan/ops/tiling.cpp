@@ -16,8 +16,8 @@ namespace {
 // slim    A quarter of the rows, because below about 64 queries the time goes into reading the
 //         points, not into arithmetic.
 // matvec  One point per invocation, for any number of queries: limited by bandwidth only.
-// direct  No shared memory. For processors, where shared memory is ordinary memory behind emulated
-//         barriers, and for devices that are too small for the others: some have no more than the
+// direct  No shared memory. For processors, where shared memory is ordinary memory with emulated
+//         barriers, and for devices that are too small for the other tilings: some have only the
 //         required 16 KiB and 128 invocations.
 constexpr Tiling kTilings[] = {
     {Scoring::square, "square", kernels::ScoreTiled::name, 256, 8, 8, 128, 128, 4 * (132 + 132) * 16, 128, 64},

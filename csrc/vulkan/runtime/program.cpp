@@ -99,8 +99,8 @@ void Program::add_kernel(const Pipeline& pipeline, const std::vector<View>& bind
                         " bytes in one range: the device allows " +
                         std::to_string(device_.capabilities().max_storage_range));
     node.touches.push_back(touch(view, source.access[i]));
-    // With guard bands, the binding includes the band behind; otherwise the driver would drop the
-    // writes that we want to detect.
+    // With guard bands, the binding includes the band after the buffer; otherwise the driver would
+    // drop the writes that we want to detect.
     const bool whole = view.offset + view.size() == view.buffer->bytes();
     set.buffers.emplace_back(view.buffer->handle(), view.start(), view.size() + (whole ? view.buffer->offset() : 0));
   }

@@ -5,7 +5,7 @@ namespace {
 
 // The first row that fits is used.
 //
-// AMD     RDNA reports 64 but also runs 32. With 32, 640 coordinates leave no lane idle, and each
+// AMD     RDNA reports 64 lanes but also runs 32. With 32, 640 coordinates leave no lane idle, and each
 //         chain needs fewer registers. A lane has up to 256 registers, and a SIMD 1,024 for waves of
 //         32 ("RDNA 2" Instruction Set Architecture, 2020): with 160, six waves hide latency. GCN and
 //         Vega have waves of 64 only. Their chains with 96 words of candidates in each lane spill
