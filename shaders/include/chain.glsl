@@ -167,7 +167,7 @@ void measure(Bath bath, uint number) {
     squared_speed = products[1].y;
 }
 
-// Of vectors that are given by their coefficients.
+// The inner product of two vectors that are given by their coefficients.
 float inner(vec4 a, vec4 b) { return dot(a, products * b); }
 
 // At least 0: the square of a velocity that consists of roundings only can come out negative.

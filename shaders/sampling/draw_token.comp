@@ -75,7 +75,7 @@ uint search_block(uint row, uint first, float top, inout float limit) {
     return NONE;
 }
 
-// One of the tokens outside the candidates.
+// Draws one of the tokens outside the candidates.
 uint draw_other(uint row) {
     float top = LOWEST;
     for (uint first = 0u; first < width; first += BLOCK) {
