@@ -22,7 +22,8 @@ CALLS = ("fsync", "mkdir", "rename", "replace", "unlink", "remove", "rmdir")
 class Changes:
     """Counts changes, and calls `before` with the number of each one, from 1, before it is made.
 
-    If `before` raises an error, the call that makes the change raises it. made: the number so far.
+    If `before` raises an error, the call that makes the change raises it. made: the number of
+    changes so far.
     """
 
     before: Callable[[int], None]

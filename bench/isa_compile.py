@@ -105,7 +105,7 @@ def compiled(family: str, d: int, k: int, module: Module | None = None) -> dict[
 
 
 def settings(k: int) -> Iterator[Setting]:
-    """Settings that make an engine use all variants of all kernels; the first is its own choice."""
+    """Settings that make an engine use all variants of all kernels; the first is the default."""
     for portable in (False, True):
         for queries in (1024, 32, 4, 2, 1):  # one for each tiling that a GPU chooses
             yield Setting(queries, k, portable=portable)
@@ -117,7 +117,7 @@ def settings(k: int) -> Iterator[Setting]:
 def pipelines(extension: Any, d: int, k: int) -> list[dict[str, Any]]:
     """Everything that an engine can be made to compile on the device, each pipeline once.
 
-    `chosen`: the engine uses it by itself for K = k, for some number of queries.
+    `chosen`: True if the engine uses it by default for K = k and some number of queries.
     """
     found: dict[str, dict[str, Any]] = {}
     engines = {portable: open_engine(extension, portable=portable) for portable in (False, True)}

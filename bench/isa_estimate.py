@@ -4,8 +4,9 @@ The method, the same for every kernel:
 
 1. A plan says how often a wave runs each loop, from the sizes of the work. Instructions outside
    loops count once.
-2. A wave is walked through the loop's code in order, once alone: an instruction waits for the
-   registers it reads and for the loads that an s_waitcnt names. This gives its latency.
+2. The code of a loop is walked through in order for a wave that runs alone: an instruction waits
+   for the registers it reads and for the loads that an s_waitcnt names. This gives the latency of a
+   wave.
 3. The waves that a SIMD holds at once share its vector unit, and shared memory. The vector unit
    takes 1 cycle for an instruction of 32 lanes and 2 for 64; 4 times that for reciprocals, roots,
    logarithms, trigonometry, 32-bit integer products and 64-bit shifts. Shared memory moves 128
@@ -13,15 +14,16 @@ The method, the same for every kernel:
    value analysis of such a closed network of queues (Reiser and Lavenberg, J. ACM 27, 1980) gives
    the waves that a SIMD finishes per cycle: fewer than the busiest unit allows, and fewer than
    their number over their latency.
-4. The kernel needs the longer of that and the time to move its bytes, counted with the reads that
-   the code repeats. They come from the Infinity Cache if what the running workgroups read fits half
-   of it, and otherwise from memory.
+4. The kernel takes that time, or the time to move its bytes if that is longer. Repeated reads
+   count. They come from the Infinity Cache if what the running workgroups read fits half of it, and
+   otherwise from memory.
 
 The share of the roofline is the least time of the work (bench.ops: each operand moved once, all
 multiply-adds at the peak rate) over that estimate.
 
-Not in it: contention for banks of shared memory and for its atomic additions, waiting at barriers,
-the instruction cache, clocks below the boost clock, submission, copies to and from the host.
+The estimate leaves out contention for banks of shared memory and for its atomic additions, waiting
+at barriers, the instruction cache, clocks below the boost clock, submission, and copies to and from
+the host.
 """
 
 from __future__ import annotations
@@ -286,7 +288,8 @@ SLOW = re.compile(r"v_(rcp|rsq|sqrt|exp|log|sin|cos|mul_lo_u32|mul_hi_|mad_u64|m
 
 
 def _waited(operands: str, counter: str, queue: list[float]) -> float:
-    """When the queue is as short as the instruction asks for; what is done leaves the queue."""
+    """The time at which the queue is as short as the instruction asks for. Entries that are done
+    leave the queue."""
     found = re.search(rf"\b{counter}cnt\((\d+)\)", operands)
     if not found or len(queue) <= int(found[1]):
         return 0.0

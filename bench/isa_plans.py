@@ -41,7 +41,7 @@ class Kernel:
 
 
 def scoring(kernel: Kernel) -> Plan:
-    """score_tiled, all blocks: neighbouring workgroups have all queries and the same points.
+    """score_tiled, all blocks. Neighbouring workgroups share points and together have all queries.
 
     Scores have no weights or bounds, whose loads are optional. All appending instructions count,
     whether or not a score passes the bar; the atomic additions are on their way together. Repeated
@@ -139,7 +139,7 @@ def resident(kernel: Kernel, word: int) -> Plan:
 
 @dataclass(frozen=True)
 class Part:
-    """A kernel of a work, with how often it is dispatched."""
+    """A kernel of a workload, and how often it is dispatched."""
 
     name: str
     variant: str
@@ -151,7 +151,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Work:
-    """flops and bytes: the least, for the roofline, as in bench.ops."""
+    """A workload. flops and bytes: the least that it needs, for the roofline, as in bench.ops."""
 
     flops: float
     bytes: float

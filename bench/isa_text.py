@@ -98,9 +98,9 @@ class Code:
     def hottest(self) -> list[Instruction]:
         """The instructions of the loop that probably takes the time; without loops, all of them.
 
-        It is the one with the most multiply-adds, or without any the one with the most loads from
-        memory, or else with the most instructions; each times INNER_ITERATIONS for every loop
-        around it. Among equal ones it is the first.
+        It is the loop with the most multiply-adds. If none has any, it is the one with the most
+        loads from memory, or else with the most instructions. Counts are multiplied by
+        INNER_ITERATIONS for every loop around. Among equal loops it is the first.
         """
         loops = self.all_loops()
         if not loops:

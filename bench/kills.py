@@ -112,7 +112,7 @@ class Runs:
     def ended(self, run: Path, status: int) -> None:
         """Note a run that ended without a kill."""
         if status:
-            self.faults.append(f"{run}: ended by itself with status {status}")
+            self.faults.append(f"{run}: ended before it was killed, with status {status}")
 
     def finish(self, run: Path, reference: dict[str, bytes]) -> None:
         """Let a killed run finish, and compare it with the whole one."""

@@ -164,7 +164,7 @@ def gains(bench: Bench, sizes: Sizes, seeds: int) -> Iterator[dict[str, Any]]:
             print(
                 f"{store.n:>9,} splats, seed {seed}: built in {spent:.1f} s; {row['gain']:+.4f} nats per token, "
                 f"{row['gain_over_calibrated']:+.4f} over a calibration "
-                f"(scrambled {row['scrambled_gain']:+.4f}, fitted anew {row['scrambled_gain_fitted_anew']:+.4f}), "
+                f"(scrambled {row['scrambled_gain']:+.4f}, fitted again {row['scrambled_gain_fitted_anew']:+.4f}), "
                 f"covers {row['coverage']:.2%}",
                 flush=True,
             )

@@ -81,7 +81,7 @@ class Plain(nn.Module):
 
 
 def model(of: Sizes) -> Plain:
-    """The same weights in each process."""
+    """The model, with the same weights in each process."""
     torch.manual_seed(0)
     return Plain(of)
 

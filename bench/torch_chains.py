@@ -111,7 +111,7 @@ def torchebm_runner(
 
 
 def torchebm_shared_runner(p: ChainProblem, points: Tensor, steps: int, device: str = "cpu") -> Callable[[], Tensor]:
-    """The same sampler on a much easier problem: one mixture for all chains.
+    """TorchEBM's sampler on a much easier problem: one mixture for all chains.
 
     The scores of a step are then one matrix product.
     """

@@ -59,7 +59,7 @@ class Ours:
 
 
 class Torch:
-    """torch, eager, on one of its devices."""
+    """torch in eager mode, on one of its devices."""
 
     def __init__(self, of: Sizes, device: str = "cpu") -> None:
         self.of, self.device = of, device
