@@ -28,7 +28,7 @@ class Shape:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """By their names in operations.toml."""
+        """The sizes by their names in operations.toml."""
         return {"B": self.rows, "d": self.d, "K": self.k, "N": self.n}
 
 

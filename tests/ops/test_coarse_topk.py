@@ -124,7 +124,7 @@ def test_zero_rows_match_float32(kernels: Any) -> None:
 
 
 def test_scales_of_any_size_match_float32(kernels: Any) -> None:
-    """Panels in which points of scale 1e-6 and 1e6, of both signs and 0, lie side by side."""
+    """Panels that mix points with scales of 1e-6, 1e6 and 0, of both signs."""
     g = torch.Generator().manual_seed(11)
     scale = torch.randn(5000, generator=g) * 10 ** torch.randint(-6, 7, (5000,), generator=g)
     scale[::7] = 0
@@ -157,7 +157,8 @@ def test_extreme_queries_match_float32(kernels: Any, value: float) -> None:
 
 
 def test_extreme_points_match_float32(kernels: Any) -> None:
-    """Axis vectors and weights of 0: steps of very different size, and bias -inf for nearly all."""
+    """Points along the axes and points of scale 0. Nearly all have a bias of -inf, and the steps of
+    their 8-bit codes differ widely."""
     g = torch.Generator().manual_seed(4)
     points = torch.cat((torch.eye(48), -torch.eye(48), unit(1500, 48, generator=g)))
     bias = torch.full((len(points),), -torch.inf)

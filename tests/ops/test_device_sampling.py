@@ -78,7 +78,7 @@ def test_a_small_rest_is_not_lost_and_an_empty_one_is_minus_infinity() -> None:
 
 
 def decoded(backend: Vulkan, log_p: Tensor, ids: Tensor, x: Tensor, kappa: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    """Tokens of `decode`, and those of the host by the same random numbers."""
+    """The tokens that `decode` draws, and those that the host draws by the same random numbers."""
     points = backend.points(unit(V, D, 1))
     host = LatentLaw.with_candidates(backend, points, ids, log_p)
     want = host.decode(x, kappa, log_p, seed=3, first_chain=11)

@@ -30,8 +30,8 @@ def target(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float16])
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (7, 1, 9), (2, 300, 17), (3, 29, 1024), (0, 4), (3, 0)])
 def test_the_kernel_equals_plain_torch(target: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """To the bit, for odd sizes, large counters and any first row; larger tensors take several
-    threads."""
+    """Bit for bit, for odd sizes, large counters and any first row. Larger tensors are computed by
+    several threads."""
     torch.manual_seed(len(shape))
     x = torch.randn(shape).to(dtype)
     for seed, step, place, row, threshold in (

@@ -40,7 +40,7 @@ def test_trajectories_match_the_oracle(backend: Backend, oracle: Reference, shap
 
 @pytest.mark.parametrize("cut", [1, 7, 60, 100])
 def test_two_calls_match_one_bit_for_bit(backend: Backend, cut: int) -> None:
-    """Also across a change of level (after 60 of 200 steps)."""
+    """This holds for cuts before and after a change of level, which is after 60 of 200 steps."""
     p = candidates(3, 10, 33)
     whole = run(backend, p, schedule(60, 140))
     levels = schedule(60, 140)

@@ -114,7 +114,7 @@ def shown(kernel: dict[str, Any]) -> str:
 
 
 def test_every_kernel_of_the_manifest_is_compiled(report: dict[str, Any]) -> None:
-    """Each variant and storage, except those that need subgroups where the engine can't use any."""
+    """Each variant and storage, except those that need subgroups if the engine can't use any."""
     compiled = {(kernel["name"], kernel["variant"], kernel["storage"]) for kernel in report["kernels"]}
     subgroups = report["device"]["subgroups"]
     wanted = {tuple(entry) for entry in report["manifest"] if subgroups or entry[1] == "portable"}

@@ -34,7 +34,7 @@ def test_results_match_the_oracle(backend: Backend, oracle: Reference, shape: tu
 
 
 def test_distances_next_to_zero_and_pi(backend: Backend) -> None:
-    """In float32, acos(x.y) gives 1e-2 or 0 for all of the small ones."""
+    """In float32, acos(x.y) would give 1e-2 or 0 for all of the small distances."""
     angles = torch.tensor([0.0, 1e-6, 1e-4, 1e-2, 1.0, math.pi - 1e-2, math.pi])
     x = torch.zeros(len(angles), 5)
     x[:, 0] = 1
