@@ -230,10 +230,9 @@ class Backend(Protocol):
         return self._rows("logmap", x, y)
 
     def transp(self, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
-        """Parallel transport of u, tangent at x, along the shortest geodesic to y. x, y: (B, d) unit; u:
-        (B, d).
+        """Parallel transport of u, tangent at x, along the shortest geodesic to y.
 
-        At y = -x it isn't defined, and the result may not be finite.
+        x, y: (B, d) unit; u: (B, d). At y = -x it isn't defined, and the result may not be finite.
         """
         return self._rows("transp", x, y, u)
 
