@@ -23,8 +23,8 @@ def use_coarse() -> bool:
     """True if the coarse kernel and the instruction set in use can work with CoarsePoints."""
 
 def coarse_kernels() -> list[str]:
-    """The compiled kernels for 8-bit products that this processor can run, best first: "amx" and
-    "vnni", if it can, then "none"."""
+    """The compiled kernels for 8-bit products that this processor can run, best first: some of
+    "amx" and "vnni", and always "none" as the last."""
 
 def coarse_kernel() -> str: ...
 def use_coarse_kernel(name: str) -> None:
@@ -45,7 +45,7 @@ def accumulate(
     """mass, resultant, splat_token, counts."""
 
 def normals(seed: int, first_step: int, steps: int, first_chain: int, chains: int, stream: int, d: int) -> _Floats:
-    """(steps, chains, d), as the chains of `langevin` draw them."""
+    """Normals (steps, chains, d), as the chains of `langevin` draw them."""
 
 def dropout(x: _Floats, out: _Floats, seed: int, step: int, place: int, first: int, threshold: int) -> None:
     """Write to `out`, which has the size of x. An element becomes zero if its random byte is below

@@ -488,12 +488,12 @@ def profiles() -> list[str]:
     """Names for Options.pretend."""
 
 def tilings(device: Capabilities) -> list[tuple[int, str]]:
-    """Each tiling of the scores, after the number of queries from which on it is chosen."""
+    """Pairs (queries, tiling): the tiling of scores that is chosen from that many queries on."""
 
 def barriers_between(commands: list[list[tuple[int, int, int, bool]]]) -> list[bool]:
-    """For each command, whether a barrier is needed before it.
+    """For each command, True if it needs a barrier before it.
 
-    A command is given by the ranges that it touches: buffer, begin, end, and whether it writes.
+    A command is given by the ranges that it touches: buffer, begin, end, and True if it writes.
     """
 
 def arrange(tensors: list[tuple[int, int, int]], alignment: int) -> tuple[list[int], int]:

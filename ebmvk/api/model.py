@@ -266,7 +266,7 @@ class Model:
         return self.generate(prompt, max_tokens, strategy=GREEDY, sampler="exact")
 
     def generate_nucleus(self, prompt: str, max_tokens: int = 100, p: float = 0.9, *, seed: int = 42) -> str:
-        """`generate` from the most probable tokens only, as few as have probability p in all."""
+        """`generate` from the fewest most probable tokens whose probabilities add up to p."""
         return self.generate(prompt, max_tokens, sampler="exact", seed=seed, top_p=p)
 
     def generateV2(  # noqa: N802  # its name in the original system

@@ -195,8 +195,8 @@ def _require(condition: bool, what: str, hint: str) -> None:
 def check_resume(old: Config, new: Config) -> None:
     """Refuse a change that a resumed run may not make.
 
-    It may change what `knob(..., resume=True)` marks (such as the learning rate, the length of
-    training, the device, logging) and where its text is.
+    A resumed run may change what `knob(..., resume=True)` marks (such as the learning rate, the
+    length of training, the device, logging) and where its text is.
 
     Raises:
         ConfigError: names the first setting that may not change, and both values.

@@ -34,7 +34,7 @@ PATHS = (
 def at_home(args: Sequence[str]) -> list[str]:
     """The arguments with `~` expanded in the values of `PATHS`.
 
-    Shells don't expand it in quotes and in `--run-dir=~/x`.
+    Shells don't expand `~` in quotes or in `--run-dir=~/x`.
     """
     found, name = [], ""
     for arg in args:

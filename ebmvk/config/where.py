@@ -29,7 +29,7 @@ _WHY: tuple[tuple[Callable[[Config, int], bool], str], ...] = (
 
 def why_on_host(config: Config, ranks: int = 1) -> str | None:
     """For a run whose engine uses a Vulkan device: the reason why its layers are trained on the CPU
-    all the same. None if the device trains them.
+    nevertheless. None if the device trains them.
 
     ranks: the number of processes.
     """
@@ -41,7 +41,7 @@ def why_on_host(config: Config, ranks: int = 1) -> str | None:
 
 def why_read_on_host(config: Config, device: str) -> str | None:
     """For an engine that uses a Vulkan device: the reason why the layers of a finished run read or
-    write a text on the CPU all the same. None if the device does it.
+    write a text on the CPU nevertheless. None if the device does it.
 
     config: of the run. device: the value of `--device`. The run's own device and precision don't
     matter: the layers compute in float32.

@@ -1,7 +1,7 @@
 """Operations that torch can trace as one node: namespace `ebmvk` of torch.ops.
 
 Each has a reference in plain torch, which runs on any device, and a fake, which gives only the
-shapes of results. Some have faster implementations, for all devices or for the CPU, or a gradient.
+shapes of results. Some have faster implementations, for all devices or for the CPU, and a gradient.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ STAGING = 32 << 20
 
 
 def arrange(tensors: Sequence[tuple[int, int, int]], alignment: int) -> tuple[list[int], int]:
-    """Offsets in one allocation, and its size. Tensors that live at the same time don't overlap.
+    """Offsets of tensors in one allocation, and its size. Tensors of the same time don't overlap.
 
     Args:
         tensors: size in bytes, first and last step of each.
@@ -138,7 +138,7 @@ class Ran:
     Attributes:
         seconds: from the first submission to the end of the last.
         segment_seconds: of each segment on the device; 0 if the device has no clock.
-        submissions: command submissions, waited for once.
+        submissions: command submissions; one wait is for all of them.
         dispatches: kernels.
         copies: copies and fills, those from and to the host included.
         barriers: waits between commands of the device.
@@ -261,7 +261,7 @@ class Recording:
 
     @property
     def intact(self) -> bool:
-        """False after a run that failed when a part of it may have taken effect."""
+        """False if a run has failed after a part of it may have taken effect."""
         return self.native.intact
 
     @property

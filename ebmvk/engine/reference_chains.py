@@ -101,8 +101,8 @@ class Chains:
         self.kinetic, self.error, self.tangency, self.accepted = (torch.zeros_like(self.energy) for _ in range(4))
 
     def run_level(self, level: Level, steps: int) -> None:
-        """Take the steps of one level. The force at the level's start is computed anew; then each
-        step starts from the force that the step before ended with.
+        """Take the steps of one level. The force at the level's start is computed again; then each
+        step starts from the force with which the step before ended.
         """
         h, integrator = level.step_size, self.integrator
         # Each O takes its share of the friction of a step, or of a whole trajectory.

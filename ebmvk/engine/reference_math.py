@@ -59,7 +59,8 @@ def logmap(x: Tensor, y: Tensor) -> Tensor:
 
 
 def transport(x: Tensor, y: Tensor, u: Tensor) -> Tensor:
-    """Transport along the shortest geodesic. For y = -x it isn't defined, and not finite."""
+    """Transport along the shortest geodesic. At y = -x it isn't defined; the result isn't
+    finite."""
     both = x + y
     # For unit rows 1 + x.y = |x + y|^2 / 2, which doesn't cancel near y = -x.
     return u - 2 * dot(y, u) / dot(both, both) * both

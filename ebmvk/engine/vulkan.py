@@ -228,8 +228,8 @@ class Vulkan(Chained):
             return self._tensor(self._engine.rows(operation, [*map(_native, arguments)]))
 
     def _call(self, name: str, given: Mapping[str, Any], function: str = "") -> tuple[Any, ...]:
-        """The results of an operation, as the extension returns them. function: the extension's, if
-        it isn't `name`."""
+        """The results of an operation, as the extension returns them. function: the extension's
+        function, if its name isn't `name`."""
         own = self._own(given["points"]) if "points" in given else None
         sizes = checks.operation(name, self._rules, given)
         with self._errors(name):

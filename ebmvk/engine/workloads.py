@@ -168,7 +168,7 @@ def _unit(rows: int, d: int, seed: int) -> Tensor:
 
 
 def _sphere(name: str, per_coordinate: float, arguments: int, p: _Problem) -> Workload:
-    """arguments: how many the operation takes, of x, y and a tangent at x."""
+    """arguments: how many of x, y and a tangent at x the operation takes, in this order."""
     operation, flops = getattr(p.backend, name), per_coordinate * p.scale.rows * p.scale.dimension
     second = p.tangent if name in ("proju", "expmap") else p.y
     return Workload(flops, (arguments + 1) * p.row_bytes, partial(operation, *(p.x, second, p.tangent)[:arguments]))

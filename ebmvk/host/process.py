@@ -75,7 +75,8 @@ def _outnumber_processors() -> bool:
     """Start a team of threads that sleep for ever, so that GCC's OpenMP counts more threads than
     processors.
 
-    Its waiting threads then spin for microseconds only. Returns False if that library isn't loaded.
+    OpenMP's waiting threads then spin for microseconds only. Returns False if GCC's OpenMP isn't
+    loaded.
     """
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()

@@ -54,8 +54,8 @@ def reset_peak(device: torch.device) -> None:
 
 
 def step_peak(device: torch.device) -> int:
-    """Bytes at the peak where training keeps its tensors: on the CUDA device, or else in the
-    process.
+    """Peak bytes of the memory in which training keeps its tensors: that of the CUDA device, or
+    else of the process.
     """
     found = memory(device)
     return found.get("device_peak", found["peak"])

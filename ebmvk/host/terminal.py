@@ -70,7 +70,7 @@ def width() -> int | None:
 
 
 def hanging(text: str) -> str:
-    """The text as it is. On a terminal, long lines are wrapped and indented past their label."""
+    """The text; on a terminal, its long lines are wrapped and indented past their label."""
     columns = width()
     if columns is None:
         return text
