@@ -68,7 +68,7 @@ def size_of(name: str) -> str:
 
 
 def sizes(operation: Any, target: Target) -> list[str]:
-    """The sizes of the arguments, except those that are arguments or that the points know."""
+    """The sizes that the arguments have, except those that are arguments or known from points."""
     numbers = {argument.name for argument in operation.arguments}
     found = dict.fromkeys(size for argument in operation.arguments for size in argument.of)
     if any(argument.kind == "points" for argument in operation.arguments):

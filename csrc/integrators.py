@@ -104,7 +104,7 @@ def function(head: str, bodies: list[list[str]]) -> list[str]:
 
 
 def measured(parts: list[Any]) -> list[str]:
-    """Measures what the parts need: with the first noise among them, if there is one."""
+    """The call that measures what the parts need, with their first noise if there is one."""
     noises = [f"{part.number}u" for part in parts if part.kind == "noise"]
     return [f"measure(bath, {(noises or ['NO_NOISE'])[0]});"]
 

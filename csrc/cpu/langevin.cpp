@@ -280,8 +280,8 @@ void RunLevel(const Gathered& c, const Level& level, const ChainParams& p, size_
   RunWith(c, level, p, d, first_step, s);
 }
 
-// |v|^2 of a state from outside, summed exactly as at the end of a step, so that a trajectory may
-// be cut anywhere.
+// |v|^2 of a state that a call begins with, summed exactly as at the end of a step, so that a
+// trajectory may be cut anywhere.
 float SquaredNorm(const float* v, size_t n) {
   Sums sums;
   for (size_t i = 0; i < n; i += 2 * kLanes) {

@@ -111,8 +111,8 @@ size_t FewQueries() { return 0; }
 
 void ScoreFew(const TopKProblem&, size_t, size_t, size_t, size_t, Selection&) {}
 #else
-// For at most this many queries panels are not packed; 8 queries then take a third (AVX3) to a half
-// (AVX2, SSE4) of the time.
+// For at most this many queries, panels are not packed. That divides the time of 8 queries by three
+// (AVX3) or two (AVX2, SSE4).
 constexpr size_t kFew = 8;
 
 size_t FewQueries() { return kFew; }
@@ -155,7 +155,7 @@ inline void FewTile(const float* queries, const float* points, const float* next
   for (size_t r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = hn::Zero(F32());
   size_t i = 0;
   for (; i + 4 <= d; i += 4) {
-    // A quarter of the points each time, because a line lasts for four iterations.
+    // Prefetch for a quarter of the points each time, because a line lasts for four iterations.
     const float* fetch = i + ahead < d ? points + i + ahead : next + i + ahead - d;
     fetch += i % kLine / 4 * (kPanel / 4) * d;
 #pragma GCC unroll 8

@@ -110,8 +110,8 @@ void main() {
         if (stores(i, B_QUADS)) b_slice[b_to[i]] = b_next[i];
     barrier();
     for (uint at = end;; at += STEP) {  // `at`: where the next slice begins
-        // In the end the last slice is read and stored again. With a condition against that, drivers
-        // would wait for the reads at its end, or move the reads to it.
+        // In the end the last slice is read and stored again. If a condition prevented that, drivers
+        // would wait for the reads where the condition ends, or move the reads to it.
         uint from = min(at, inner - STEP);
         for (uint i = 0u; i < A_LOADS; ++i)
             for (uint e = 0u; e < 4u; ++e) a_next[i][e] = a[a_at[i] + from * a_next_inner + e * a_element];

@@ -61,8 +61,8 @@ uint search_part(uint row, uint first, uint part, float top, float limit) {
     return last;
 }
 
-// The same in the whole block. If its sum doesn't pass `limit`, returns NONE and takes the sum off
-// `limit`.
+// Searches the whole block in the same way. If its sum doesn't pass `limit`, returns NONE and
+// subtracts the sum from `limit`.
 uint search_block(uint row, uint first, float top, inout float limit) {
     for (uint part = 0u; part < GROUP; ++part) {
         if (part_sum[part] > limit) return search_part(row, first, part, top, limit);

@@ -78,8 +78,8 @@ void main() {
     uint last = quads - min(quads, DEPTH);
     uint slot = 0u;  // of the slice that is multiplied
     for (uint at = end;; at += DEPTH) {  // `at`: where the next slice begins
-        // In the end the last slice is read and stored again. With a condition against that, drivers
-        // would wait for the reads at its end, or move the reads to it.
+        // In the end the last slice is read and stored again. If a condition prevented that, drivers
+        // would wait for the reads where the condition ends, or move the reads to it.
         uint from = min(at, last);
         for (uint i = 0u; i < QUERY_LOADS; ++i) next_query[i] = queries[query_at[i] + from];
         for (uint i = 0u; i < POINT_LOADS; ++i) next_point[i] = points[point_at[i] + from];

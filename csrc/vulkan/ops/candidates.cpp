@@ -14,7 +14,7 @@ constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table
 constexpr std::uint32_t kOtherWords = 64;
 
 // The most invocations of a workgroup that keeps candidates in registers. 512 with 128 registers each
-// take the half of an RDNA workgroup processor, and all registers of an NVIDIA thread block. With
+// take half of an RDNA workgroup processor, and all registers of an NVIDIA thread block. With
 // subgroups of 64 (GCN, Vega), 512 invocations leave 128 registers for each, and halves spill.
 std::uint32_t resident_group(const Capabilities& device) {
   return std::min(device.subgroup_size < 64 ? 512u : 256u, device.max_group_size);

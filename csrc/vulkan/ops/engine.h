@@ -80,7 +80,7 @@ struct SortAnswer {
 
 class Engine;
 
-// (N, d) rows in device memory, in shards. Each is an allocation of its own, and fits the
+// (N, d) rows in device memory, in shards. Each shard is an allocation of its own, and fits the
 // storage-buffer range.
 class Rows {
  public:
@@ -222,8 +222,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::uint64_t units_per_slice(const std::string& kernel, double flops_per_unit) const {
     return pace_.units(kernel, flops_per_unit);
   }
-  // True if the kernel's speed was measured. Before that, units_per_slice() is a cautious guess, so
-  // that a first slice should be run by itself.
+  // True if the kernel's speed was measured. Before that, units_per_slice() is a cautious guess, so a
+  // first slice should be run alone.
   bool measured(const std::string& kernel) const { return pace_.measured(kernel); }
   Pace& pace() { return pace_; }
   // Calls f(), which makes buffers; if memory runs out, frees what can be made again and calls it

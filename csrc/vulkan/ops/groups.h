@@ -11,7 +11,7 @@ namespace ebmvk {
 // One workgroup per row of tokens, which are many more than coordinates.
 inline std::uint32_t token_group(const Engine& engine) { return engine.row_group(256); }
 
-// One workgroup per row of scores. On a processor few invocations, because barriers are emulated.
+// One workgroup per row of scores. On a processor it is small, because barriers are emulated.
 inline std::uint32_t select_group(const Capabilities& device) {
   return device.type == "cpu" ? 8u : std::min(256u, device.max_group_size);
 }

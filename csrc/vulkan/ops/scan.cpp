@@ -12,10 +12,10 @@ constexpr std::uint32_t kColumns = 1u << 16;  // most points per block
 // The same if the driver limits loops: with ties, an invocation of select_topk.comp passes nine times
 // through an eighth of a list.
 constexpr std::uint32_t kShortColumns = 1u << 15;
-// A block with all queries has at least this many points, if there are as many.
+// A block with all queries has at least this many points, if the store has as many.
 constexpr std::uint32_t kFewColumns = 1u << 13;
 // The first block has this many points for each of the k best. All its scores go through the
-// selection; about 1 / 32 of the next ones pass the bar.
+// selection; about 1 / 32 of the scores of the next block pass the bar.
 constexpr std::uint32_t kFirstColumns = 32;
 constexpr std::uint32_t kFirstBest = 64;                       // a smaller k counts as this many
 constexpr std::uint32_t kSorted = 512;                         // scores that are sorted without a search

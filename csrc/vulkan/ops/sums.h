@@ -90,7 +90,7 @@ class Sums {
   void record(Program& program);
   void record_slices();
   // Adds to a plan the sums of `entries` entries, at most `slice` of them per submission, from zero.
-  // Only if all segments are summed at once. Runs the plan if it has too many slices.
+  // It needs all segments to be summed at once. Runs the plan if it has too many slices.
   void add(Engine::Call& call, std::uint64_t entries, std::uint64_t slice, const EntryCost& cost);
   // Copies the sums of `segments` segments to the host; nothing if they stay on the device.
   void read(const HostRows& out, std::uint64_t segments) const;

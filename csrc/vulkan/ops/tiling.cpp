@@ -8,11 +8,11 @@
 namespace ebmvk {
 namespace {
 
-// From many queries to few. A point that is read serves all queries of its tile.
+// Ordered from many queries to few. A point that is read serves all queries of its tile.
 // square  Each invocation has 64 sums, and 16 loads of 16 bytes from shared memory for 256
 //         multiply-adds. It takes about 128 registers, so that two workgroups of 256 fit the 64K
-//         registers of a multiprocessor, and four the 128 KiB of an RDNA one. Where an invocation
-//         has fewer registers, it would spill.
+//         registers of a multiprocessor, and four the 128 KiB of an RDNA one. With fewer registers
+//         an invocation would spill.
 // slim    A quarter of the rows, because below about 64 queries the time goes into reading the
 //         points, not into arithmetic.
 // matvec  One point per invocation, for any number of queries: limited by bandwidth only.

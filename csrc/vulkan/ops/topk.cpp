@@ -11,7 +11,7 @@ namespace ebmvk {
 namespace {
 
 // Float16 halves the bytes to read but not the arithmetic, which is always in float32. It pays off
-// if there are fewer queries than the device has multiply-adds per float that it reads.
+// if there are fewer queries than multiply-adds that the device can do while it reads a float.
 constexpr std::uint32_t kCoarseQueries = 64;
 constexpr std::uint64_t kCoarseSize = std::uint64_t{1} << 21;  // coordinates; smaller stores fit into a cache
 constexpr std::uint32_t kCoarseCalls = 8;  // after this many calls rounding, which costs 1.5 scans, has paid for itself

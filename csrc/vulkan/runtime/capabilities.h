@@ -35,8 +35,8 @@ struct Capabilities {
   bool subgroup_full = false;        // a pipeline can ask for full subgroups
   bool subgroup_selectable = false;  // a compute pipeline can ask for a size
   // The most loop iterations of an invocation. llvmpipe silently leaves every loop after 65,535
-  // iterations of all loops together (Mesa's LP_MAX_TGSI_LOOP_ITERATIONS), so it is smaller there;
-  // elsewhere loops are unlimited.
+  // iterations of all loops together (Mesa's LP_MAX_TGSI_LOOP_ITERATIONS), so there this number is
+  // smaller; elsewhere loops are unlimited.
   std::uint32_t loop_rounds = 0xffffffffu;
   bool float16 = false;                               // arithmetic and storage
   std::vector<std::pair<std::uint64_t, bool>> heaps;  // bytes, device-local

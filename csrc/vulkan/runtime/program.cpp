@@ -18,7 +18,7 @@ Touch touch(const View& view, Access access) {
   return {reinterpret_cast<std::uint64_t>(handle), view.start(), view.start() + view.size(), access};
 }
 
-// Makes everything after it wait for everything before it and see what that wrote.
+// Commands after this barrier wait for all commands before it, and see what they wrote.
 void record_barrier(const vk::CommandBuffer& commands, bool for_host = false) {
   using Stage = vk::PipelineStageFlagBits;
   using Flag = vk::AccessFlagBits;
