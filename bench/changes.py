@@ -104,7 +104,7 @@ def fail_at(first: int, error: int, *, lasting: bool) -> Callable[[int], None]:
 def forked(work: Callable[[], object]) -> int:
     """Run `work` in a fork of this process and wait for it.
 
-    Returns its exit status; negative: killed by that signal; 99: it raised an error.
+    Returns its exit status: negative if a signal killed it, 99 if it raised an error.
     """
     return os.waitstatus_to_exitcode(os.waitpid(start(work), 0)[1])
 

@@ -50,7 +50,7 @@ def record(family: str, pipeline: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def excuse(family: str, driver: str, kernel: Mapping[str, Any]) -> str:
-    """Why a kernel may spill with this driver; empty if it may not."""
+    """The reason why a kernel may spill with this driver; empty if it must not."""
     version = driver.partition("Mesa ")[2].split(".")[0]
     old = version.isdigit() and int(version) < 23
     return OLD_RDNA3 if family == "navi31" and old and kernel["variant"] == "resident" else ""

@@ -1,8 +1,8 @@
 """Compiles the engine's pipelines with RADV for a card that is not there, in a process of its own.
 
-RADV takes the family from RADV_FORCE_FAMILY and the loader its driver from VK_DRIVER_FILES, both
-only once, so each family needs a process. RADV's device then has no memory and no queue that works:
-pipelines are compiled and nothing is run.
+RADV reads the family from RADV_FORCE_FAMILY, and the loader reads its driver from VK_DRIVER_FILES.
+Both do so only once, so each family needs a process. RADV's device then has no memory and no queue
+that works: pipelines are compiled and nothing is run.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def compiled(family: str, d: int, k: int, module: Module | None = None) -> dict[
     """What RADV reports on every pipeline of the engine, or on `module`, for a family.
 
     Returns the keys `name` and `driver` of the device, `kernels` (what the engine has) and
-    `pipelines`. Raises DeviceError if RADV is not installed, or the family can't be compiled for.
+    `pipelines`. Raises DeviceError if RADV is not installed, or can't compile for the family.
     """
     # Imported here, because it imports torch, which the compiling process doesn't need
     from ebmvk.engine.vulkan_devices import extension

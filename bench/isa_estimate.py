@@ -123,9 +123,10 @@ class Plan:
     groups: workgroups. memory: iterations of each loop that reads memory, in the order of the code.
     arithmetic: the same for each loop that doesn't, and has 8 multiply-adds or more. stores: store
     instructions of a wave in loops that write memory. around: iterations of loops that hold such
-    loops. other: of all other loops. multiply_adds: those that an invocation must do; if given, the
-    plan is checked with it. traffic: bytes that all reads and writes move, repeated ones included.
-    kept: bytes that a running workgroup reads again. skips: the wave skips optional instructions.
+    loops. other: iterations of all other loops. multiply_adds: those that an invocation must do; if
+    given, they check the plan. traffic: bytes that all reads and writes move, repeated ones
+    included. kept: bytes that a running workgroup reads again. skips: the wave skips optional
+    instructions.
     """
 
     groups: int
@@ -154,7 +155,8 @@ class Estimate:
 
 @dataclass
 class Cost:
-    """Cycles of a wave: of the vector unit, of shared memory, and until it is done if alone."""
+    """Cycles that a wave takes of the vector unit, of shared memory, and in all if it runs
+    alone."""
 
     vector: float = 0
     lds: float = 0
@@ -169,8 +171,8 @@ class Cost:
 
 
 def estimate(card: Card, code: Code, wave: int, waves: float, group: int, plan: Plan) -> Estimate:
-    """waves: those that a SIMD holds at once. Raises ValueError if the plan doesn't fit the
-    code.
+    """The time of a kernel. waves: how many a SIMD holds at once. Raises ValueError if the plan
+    doesn't fit the code.
     """
     each = -(-group // wave)
     running = min(waves, math.ceil(plan.groups / (card.units / 2)) * each / 4)
@@ -221,7 +223,7 @@ def _run(instructions: list[Instruction], plan: Plan) -> list[Instruction]:
 
 
 def iterations(code: Code, plan: Plan) -> list[tuple[Loop, float]]:
-    """Each loop with how often a wave runs it. Raises ValueError if the plan doesn't fit."""
+    """Each loop, and how often a wave runs it. Raises ValueError if the plan doesn't fit."""
     found: dict[str, list[Loop]] = {"memory": [], "arithmetic": [], "store": []}
     for loop in code.all_loops():
         if role := _role(loop):
@@ -245,7 +247,7 @@ def _role(loop: Loop) -> str:
 
 
 def cost(card: Card, instructions: Sequence[Instruction], wave: int, load_latency: int) -> Cost:
-    """Walks one wave through instructions in a row."""
+    """The cost of instructions that a single wave runs in sequence."""
     out = Cost()
     now = 0.0
     ready: dict[str, float] = {}  # when a register can be read

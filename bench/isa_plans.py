@@ -2,7 +2,7 @@
 
 Sizes are those of the physical limits: 1,024 queries or chains, 50,000 points, d = 640, 64
 neighbours or candidates, 200 steps. A plan belongs to the code of a kernel: whoever changes the
-loops of a kernel changes its plan here. What a plan assumes stands beside it.
+loops of a kernel must change its plan here. Comments say what a plan assumes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def scoring(kernel: Kernel) -> Plan:
 
 
 def passing() -> list[float]:
-    """Scores of a row in each later block that pass the bar, if points come in random order."""
+    """How many scores of a row pass the bar in each later block, if the order is random."""
     return [K / begin * min(BLOCK, POINTS - begin) for begin in range(FIRST, POINTS, BLOCK)]
 
 
@@ -182,10 +182,10 @@ WORKS = {
 
 
 def estimates(find: Callable[[Part], Kernel]) -> dict[str, dict[str, Any]]:
-    """For each work: seconds, least_seconds, share (of the roofline), and its kernels.
+    """For each workload: seconds, least_seconds, share (of the roofline), and its kernels.
 
-    share_cached: the share if everything that workgroups read again came from the Infinity Cache. A
-    work has `missing` instead, with the reason, if a kernel isn't found or its plan doesn't fit.
+    share_cached: the share if everything that workgroups read again came from the Infinity Cache.
+    If a kernel isn't found or its plan doesn't fit, there is only `missing`, with the reason.
     """
     return {name: _estimated(work, find) for name, work in WORKS.items()}
 

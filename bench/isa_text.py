@@ -115,7 +115,7 @@ class Code:
 
 
 def parse(text: str) -> Code:
-    """Raises ValueError if the text has no blocks of instructions."""
+    """Parse a disassembly. Raises ValueError if it has no blocks of instructions."""
     blocks, labels = _blocks(text)
     if not any(blocks):
         raise ValueError("this is not RADV's disassembly: it has no instructions after a label BB0:")

@@ -70,7 +70,8 @@ curriculum_target_splats = 20
 class Runs:
     """A run in `folder`: its settings, and what happened to it.
 
-    Counts kills, the most steps that one of them cost, and runs that ended as they should or not.
+    It counts kills, and runs that ended as they should or not. lost: the most steps that a kill
+    cost.
     """
 
     folder: Path

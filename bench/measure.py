@@ -206,7 +206,7 @@ def command_line(module: str, argv: Sequence[str] | None) -> str:
 
 
 def commit() -> str | None:
-    """The commit: EBMVK_COMMIT for a tree without history, else git's, `-dirty` if changed."""
+    """The commit: EBMVK_COMMIT for a tree without history, else git's; `-dirty` if files differ."""
     if "EBMVK_COMMIT" in os.environ:
         return os.environ["EBMVK_COMMIT"]
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
@@ -228,7 +228,8 @@ def write(path: Path | None, result: Mapping[str, Any]) -> None:
 
 
 def unit(rows: int, d: int, seed: int) -> Tensor:
-    """Uniform unit rows, whose scores are the closest; made piece by piece, in place."""
+    """Uniform unit rows, whose scores lie close together. They are made piece by piece, in
+    place."""
     x, g = torch.empty(rows, d), torch.Generator().manual_seed(seed)
     for part in torch.split(x, 1 << 16):
         part.normal_(generator=g)

@@ -49,8 +49,8 @@ class Sizes:
     """The sizes to measure.
 
     splats: numbers of splats for the gain. start, merged: splats before and after merging.
-    contexts: of the training text; None: all. tokens: of the validation text, tuning and scoring
-    together. searched: splats for the search from coarse to fine.
+    contexts: how many of the training text; None: all. tokens: how many of the validation text, for
+    tuning and scoring together. searched: splats for the search from coarse to fine.
     """
 
     splats: tuple[int, ...]

@@ -48,7 +48,7 @@ def long_text(documents: Sequence[str], size: int) -> Iterator[str]:
 
 
 def run(args: Sequence[str], threads: int) -> dict[str, Any]:
-    """Run an ebmvk command in a new process: peak bytes, processor seconds, wall seconds."""
+    """Run an ebmvk command in a new process; returns peak bytes, processor and wall seconds."""
     began = time.perf_counter()
     command = [sys.executable, "-m", f"ebmvk.{args[0]}", *args[1:]]
     child = subprocess.Popen(  # noqa: S603

@@ -87,7 +87,7 @@ def model(of: Sizes) -> Plain:
 
 
 def batch(of: Sizes, number: int) -> tuple[Tensor, Tensor]:
-    """Ids (B, T) of step `number`, and what follows each: a rule that can be learned."""
+    """Ids (B, T) of step `number`, and the id after each, by a rule that can be learned."""
     chance = torch.Generator().manual_seed(1000 + number)
     ids = torch.randint(of.words, (of.rows, of.tokens), generator=chance)
     return ids, (5 * ids + 3) % of.words

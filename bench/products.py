@@ -122,7 +122,8 @@ class Bench:
         return record
 
     def scoring(self, times: int) -> Recording | None:
-        """The scoring kernel, columns of b as points. None for a batch, or if k isn't in quads."""
+        """The scoring kernel, columns of b as points. None for a batch, or if 4 doesn't divide
+        k."""
         product = self.product
         if product.k % 4 or product.batch > 1:
             return None

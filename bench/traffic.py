@@ -34,7 +34,7 @@ Place = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Shape:
-    """rows: B. candidates: K, also of neighbours. dimension: d. points: N, also of tokens."""
+    """rows: B. candidates: K, as many as neighbours. dimension: d. points: N, as many as tokens."""
 
     rows: int
     candidates: int

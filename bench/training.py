@@ -60,7 +60,7 @@ class Process:
         )
 
     def answer(self) -> Record:
-        """The next line. Raises PeerError if the peer failed, ended or was too slow."""
+        """The peer's next line. Raises PeerError if the peer failed, ended or was too slow."""
         late = threading.Event()
 
         def stop() -> None:

@@ -1,7 +1,7 @@
 """The peers of `bench.training`, one in each process: `python -m bench.training_peers NAME SIZES`.
 
-SIZES is JSON of `plain_model.Sizes`. A process reads commands, one a line, and answers each with a
-line of JSON: a number runs that step, `facts` asks for what the peer can count. What libraries
+SIZES is JSON of `plain_model.Sizes`. A process reads commands, one per line, and answers each with
+a line of JSON: a number runs that step, `facts` asks for what the peer can count. What libraries
 print goes to standard error.
 """
 
