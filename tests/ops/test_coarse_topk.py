@@ -80,7 +80,7 @@ def test_points_within_the_bound_fall_back(kernels: Any) -> None:
 
 
 def test_ties_between_copies_go_to_the_lower_id(kernels: Any) -> None:
-    """Each of 40 rows 50 times over: ties go to the lower id although candidates come in any
+    """Each of 40 rows occurs 50 times: ties go to the lower id although candidates come in any
     order."""
     g = torch.Generator().manual_seed(2)
     both(kernels, unit(9, 24, generator=g), unit(40, 24, generator=g).repeat(50, 1), 130)

@@ -178,7 +178,7 @@ def test_tensors_keep_their_device_open() -> None:
 
 
 def test_a_full_device_first_frees_what_no_tensor_uses() -> None:
-    """Nine tensors of 4 MiB, of which the limit leaves room for three at once."""
+    """Makes nine tensors of 4 MiB; the limit has space for three of them at once."""
     backend = open_vulkan(memory_limit=40 << 20)
     for rows in range(4096, 4105):
         assert backend.tensor(torch.zeros(rows, 256)).shape == (rows, 256)

@@ -1,5 +1,5 @@
 """energy_score_backward and accumulate on Vulkan: the order of their sums, gradients that stay on
-the device, and work that follows the points that occur.
+the device, and work that depends only on the points that occur.
 """
 
 from __future__ import annotations
