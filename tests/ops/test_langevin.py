@@ -61,7 +61,7 @@ def test_chains_dont_depend_on_their_batch(backend: Backend) -> None:
     assert torch.equal(whole.v, torch.cat([part.v for part in parts]))
 
 
-def test_same_seed_same_bits_other_seed_other_path(backend: Backend) -> None:
+def test_the_seed_decides_the_path(backend: Backend) -> None:
     p, s = candidates(4, 8, 24), schedule(5)
     assert same_bits(run(backend, p, s), run(backend, p, s))
     for change in ({"seed": 6}, {"seed": 5 + 2**32}, {"first_step": 1}, {"first_chain": 1}):

@@ -41,7 +41,7 @@ def best(backend: Backend, points: object, d: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("storage", ["float32", "float16"])
 @pytest.mark.parametrize("first", [0, 30, 93])
-def test_rows_from_a_first_one_on_are_replaced(backend: Backend, storage: Storage, first: int) -> None:
+def test_rows_from_a_given_one_on_are_replaced(backend: Backend, storage: Storage, first: int) -> None:
     old, new = unit(100, 33, 1), unit(7, 33, 2)
     want = old.clone()
     want[first : first + 7] = new
@@ -101,7 +101,7 @@ def test_updates_that_do_not_fit_are_refused(backend: Backend) -> None:
     assert same_bits(best(backend, points, 4), best(backend, backend.points(unit(10, 4, 1)), 4))
 
 
-def test_after_a_failed_update_only_a_whole_one_helps() -> None:
+def test_after_a_failed_update_only_a_whole_update_helps() -> None:
     backend = open_vulkan()
     old = unit(40, 8, 1)
     points = backend.points(old)

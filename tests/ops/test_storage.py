@@ -73,7 +73,7 @@ def test_results_match_float32_on_rounded_rows(
 
 
 @pytest.mark.parametrize("shape", [(3, 7, 5, 31)], ids=str)
-def test_update_rounds_too(backend: Backend, shape: tuple[int, ...]) -> None:
+def test_an_update_rounds_the_rows_too(backend: Backend, shape: tuple[int, ...]) -> None:
     p, other = candidates(*shape), candidates(*shape, seed=1)
     points = backend.points(other.points, storage="float16")
     points.update(p.points)

@@ -53,7 +53,7 @@ def check(backend: Vulkan, bias: Tensor, k: int = K, rows: int = 3) -> None:
         assert not bool(torch.signbit(found[found == 0]).any()), tiling
 
 
-def test_scores_in_any_order(vulkan: Vulkan) -> None:
+def test_scores_in_any_order_are_ranked_right(vulkan: Vulkan) -> None:
     """Ascending scores all pass the bar; of descending ones none does."""
     ascending = torch.arange(N) / 64 - 40
     chance = torch.randperm(N, generator=torch.Generator().manual_seed(3))
@@ -117,7 +117,7 @@ def points_of(backend: Vulkan, mu: Tensor, storage: str) -> object:
     return backend.points(mu, storage).native  # type: ignore[arg-type]
 
 
-def test_float16_first_in_blocks(vulkan: Vulkan) -> None:
+def test_float16_first_gives_the_bits_of_float32_in_blocks(vulkan: Vulkan) -> None:
     """Bounds have bars too: the same bits as float32, and random rows are proved."""
     queries, mu = unit(5, 33, 8), unit(9000, 33, 9)  # a first block of 4,096 for the 80 best
     points = vulkan.points(mu)

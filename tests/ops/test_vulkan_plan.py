@@ -76,7 +76,7 @@ def moved(backend: Vulkan, words: int, moves: list[tuple[int, int, int]]) -> tup
     return result, backend.counts()["move_words"].barriers - before
 
 
-def test_moves_within_a_buffer_on_the_device() -> None:
+def test_moves_within_a_buffer_match_the_host() -> None:
     """Random moves give what the host computes, and the synchronisation checks find no hazard."""
     backend = open_vulkan(validate=True, guard=True)
     chance = random.Random(3)

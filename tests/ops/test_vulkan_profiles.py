@@ -151,8 +151,8 @@ def test_every_operation_is_right_at_every_width_of_subgroups(width: int) -> Non
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("profile", names())
-def test_the_long_grid(profile: str, width: int) -> None:
-    """All shapes and variants."""
+def test_every_operation_is_right_on_the_long_grid(profile: str, width: int) -> None:
+    """The long grid has all shapes and variants."""
     assert run_grid(width, LONG, profile)["wrong"] == []
 
 
