@@ -252,7 +252,7 @@ def cost(card: Card, instructions: Sequence[Instruction], wave: int, load_latenc
     now = 0.0
     ready: dict[str, float] = {}  # when a register can be read
     loads: list[float] = []  # when each of the loads that weren't waited for is done
-    others: list[float] = []  # the same of shared memory and scalar loads
+    others: list[float] = []  # the same for shared memory and scalar loads
     for instruction in instructions:
         kind = instruction.kind
         if kind == "fma":

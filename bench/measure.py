@@ -67,8 +67,8 @@ def interleaved(works: Mapping[str, Work], repeats: int) -> dict[str, Timing]:
 class Sizes:
     """The sizes to measure.
 
-    d: dimension. k: neighbours or candidates. stores: numbers of points N; `n` is the one for
-    chains and peers. large: more values of N. batches: numbers of queries B. sphere: (B, d).
+    d: dimension. k: neighbours or candidates. stores: numbers of points N; n: the number of points
+    for chains and peers. large: more values of N. batches: numbers of queries B. sphere: (B, d).
     chains, counts: numbers of chains; `counts` show if the time per chain depends on their number.
     steps: of a run.
     """

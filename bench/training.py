@@ -54,7 +54,7 @@ class Process:
         self.limit = limit
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # as the process
         command = [sys.executable, "-m", "bench.training_peers", name, json.dumps(asdict(of))]
-        fresh = os.environ | {"EBMVK_CACHE_DIR": "off"}  # the first step is that of a first start
+        fresh = os.environ | {"EBMVK_CACHE_DIR": "off"}  # the first step compiles, as on a first start
         self.process = subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, encoding="utf-8", env=fresh
         )

@@ -251,7 +251,7 @@ class SplatConfig:
     enable_soc: bool = True
     # Most splats of the memory without --enable-curriculum-learning.
     n_splats_init: int = knob(10_000, low=1)
-    # Most splats in any case.
+    # Most splats, with or without --enable-curriculum-learning.
     max_splats: int = knob(150_000, low=1, high=10_000_000)
     # Let the memory grow in three phases, to 10 %, 60 % and 100 % of --curriculum-target-splats.
     enable_curriculum_learning: bool = True
