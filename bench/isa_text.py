@@ -32,7 +32,7 @@ LINE = re.compile(r"\s+([a-z]+_\w+)\s*(.*?)\s*(?:;.*)?$")
 TARGET = re.compile(r"BB\d+")
 
 INNER_ITERATIONS = 32
-"""To find the hottest loop, a loop is taken to run this often each time that it is entered."""
+"""To find the hottest loop, every loop counts as run this often each time that it is entered."""
 
 
 @cache

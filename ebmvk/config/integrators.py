@@ -21,7 +21,7 @@ METROPOLIS: Mapping[str, bool] = MappingProxyType(
         ).items()
     }
 )
-"""By name: True if the integrator accepts or rejects trajectories, not every step."""
+"""{name: True if the integrator accepts or rejects trajectories; False if it accepts all steps}."""
 
 AUTO = "auto"
 """Lets each sampler use its own integrator."""

@@ -24,7 +24,7 @@ _WHY: tuple[tuple[Callable[[Config, int], bool], str], ...] = (
         "the device doesn't have {precision} yet; --precision float32 uses the device",
     ),
 )
-"""(condition, reason): what keeps layers on the CPU. No other list has such reasons."""
+"""(condition, reason): what keeps layers on the CPU. All reasons are in this list."""
 
 
 def why_on_host(config: Config, ranks: int = 1) -> str | None:

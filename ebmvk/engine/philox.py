@@ -23,7 +23,7 @@ STREAM_VELOCITY: Final = 1
 STREAM_METROPOLIS: Final = 2
 """Uniforms of Metropolis tests."""
 STREAM_NOISE_2: Final = 3
-"""Noise of the second half O of GHMC."""
+"""Noise of the second O of a step of GHMC."""
 STREAM_FREE: Final = 4
 """The first stream that callers may use. The engine also keeps the last three for itself."""
 STREAM_DROPOUT: Final = 2**32 - 3

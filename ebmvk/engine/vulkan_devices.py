@@ -27,8 +27,8 @@ class Device:
 
 
 _PREFERENCE = ("discrete", "integrated", "virtual", "other", "cpu")
-"""Types from the one to take first to the one to take last. A laptop with two GPUs lists either
-first."""
+"""Types from the one to take first to the one to take last. A laptop with two GPUs may list
+either first."""
 
 
 def preference(device: Device | _vulkan.Capabilities) -> int:

@@ -17,7 +17,7 @@
 const uint STREAM_NOISE = 0u;
 const uint STREAM_METROPOLIS = 2u;
 const uint STREAM_NOISE_2 = 3u;
-const uint NO_NOISE = 2u;  // in place of a number of noise within a step, 0 or 1
+const uint NO_NOISE = 2u;  // instead of the number of a noise in a step, 0 or 1
 
 mat4 products;        // of x, v, the force and the noise, in this order
 vec4 position;        // coefficients of x
@@ -30,7 +30,7 @@ struct Kept {
     vec4 record;    // energy, sums of |v|^2/(d-1) and of |change of H|, largest defect of x and v before projection
     float before;   // the energy H where a step or trajectory began
     float thermal;  // |v|^2 right after the first O of a step
-    float heat;     // what the O of a step have added to |v|^2
+    float heat;     // what the O moves of a step have added to |v|^2
     float accepts;
     float old_energy;
 };

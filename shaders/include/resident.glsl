@@ -22,7 +22,7 @@ const uint LANE_TERMS = (TERMS + LANES - 1u) / LANES;
 const uint PARTS = SUBGROUPS < 8u ? SUBGROUPS : 8u;  // subgroups that add at once; others take turns
 
 QUAD held[HELD * LANE_QUADS];
-vec2 own_law;    // logw, kappa of the candidate that is this lane's: gl_SubgroupID + lane SUBGROUPS
+vec2 own_law;    // logw, kappa of this lane's candidate, gl_SubgroupID + lane SUBGROUPS
 float log_rest;  // of the background
 
 shared vec4 whole_state[ROW];

@@ -21,7 +21,7 @@ ORACLE = Reference("cpu", torch.float64)
 
 NAME = os.environ.get("EBMVK_TEST_DEVICE", "")
 DEMANDED = NAME.startswith("vulkan")
-"""EBMVK_TEST_DEVICE=vulkan or vulkan:<index> requires it: tests fail without it."""
+"""True if EBMVK_TEST_DEVICE is vulkan or vulkan:<index>. Then tests fail without that device."""
 INDEX = int(NAME.partition(":")[2]) if DEMANDED and ":" in NAME else None
 PRETEND = os.environ.get("EBMVK_TEST_PRETEND", "")
 """The profile of another device (`_vulkan.profiles()`), for tests that hold on every device."""

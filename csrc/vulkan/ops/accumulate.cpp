@@ -11,7 +11,7 @@ namespace ebmvk {
 namespace {
 
 constexpr const char* kSpeed = "accumulate";
-constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; more rows take turns
+constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; longer batches are done in parts
 
 struct AccumulateShape {
   std::uint32_t capacity, k, d, n;  // capacity: rows
@@ -61,7 +61,7 @@ class AccumulateWork {
 
   Engine& engine_;
   AccumulateShape shape_;
-  Buffer rows_, entries_;  // numbers
+  Buffer rows_, entries_;  // the numbers of rows and of entries
   Operand x_, ids_, shares_, tokens_;
   Buffer keys_, weights_;
   Buffer resultants_, masses_;  // of segments, if the statistics stay on the device

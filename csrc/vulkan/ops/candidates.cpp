@@ -8,7 +8,7 @@
 namespace ebmvk {
 namespace {
 
-constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; more rows take turns
+constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; longer batches are done in parts
 
 // The 32-bit registers of an invocation that an integrator needs for everything but candidates.
 constexpr std::uint32_t kOtherWords = 64;

@@ -12,7 +12,7 @@ namespace ebmvk {
 namespace {
 
 constexpr const char* kSpeed = "energy_score_backward";
-constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; more rows take turns
+constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; longer batches are done in parts
 
 // The number of rows, at most `wanted`, that the tables of one workspace can hold. Workspaces for rows
 // on the host serve all numbers of rows up to a power of two.
@@ -81,7 +81,7 @@ class GradientWork {
   const Points& points_;
   GradientShape shape_;
   std::uint32_t k_, quads_;
-  Buffer rows_, entries_;  // numbers
+  Buffer rows_, entries_;  // the numbers of rows and of entries
   Buffer now_;             // a slot for each slice: the number of its rows, and the first
   Operand x_, ids_, logw_, kappa_, background_, grad_energy_, grad_score_;
   Operand grad_x_, grad_logw_, grad_kappa_, grad_background_;

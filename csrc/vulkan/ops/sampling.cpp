@@ -10,7 +10,7 @@
 namespace ebmvk {
 namespace {
 
-constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; more rows take turns
+constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; longer batches are done in parts
 
 // A tensor keeps its pitch; rows from the host are dense.
 std::uint32_t pitch_of(const Argument<float>& log_p, std::uint32_t width) {

@@ -27,7 +27,7 @@ constexpr std::uint64_t kMostBlocks = 256;                     // most blocks of
 // so they are smaller than a slice.
 constexpr std::uint64_t kSectionsPerSlice = 4;
 constexpr std::uint64_t kParamBytes = 32;
-constexpr std::uint64_t kTileRows = 4;   // score_direct.comp takes as long for fewer
+constexpr std::uint64_t kTileRows = 4;   // fewer rows take score_direct.comp as long
 constexpr std::uint64_t kManyRows = 64;  // from here on the number of rows doesn't change the speed
 
 // The name under which the kernels' speed is learned. Only the work of scoring is counted, but what
