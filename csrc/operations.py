@@ -63,7 +63,7 @@ def docstring(text: str) -> str:
 
 
 def signature(indent: str, name: str, inner: list[str], end: str) -> str:
-    """A signature as ruff formats it: one line, or the parameters on one line or on one each."""
+    """A signature as ruff formats it: one line, all parameters on one line, or a line for each."""
     one = ", ".join(inner)
     if len(line := f"{indent}def {name}({one}){end}") <= WIDTH:
         return line

@@ -98,8 +98,8 @@ def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Ma
 
 @takes(TrainCommand, without=("dry_run",), unsettled=unsettled())
 def train(**settings: Any) -> Trained:
-    """Train a model as `ebmvk train` does, and return how the run ended. Its folder has everything
-    else.
+    """Train a model as `ebmvk train` does, and return how the run ended. The run's folder has
+    everything else.
 
     settings: the flags of the command as keyword arguments, with underscores: `size="nano"`,
     `steps=300`, `lr=1e-3`, `dataset="my.txt"`, `run_dir="runs/first"`, `resume="runs/first"`,

@@ -336,7 +336,7 @@ def _entry(name: str) -> dataclasses.Field[Any]:
 
 
 def number(name: str) -> type[int] | type[float] | None:
-    """int or float if the setting `name` is such a number (or such a number or None), else None."""
+    """int or float, the type of a numeric setting (which may also be None); None for others."""
     hint = hints()[name]
     options = set(get_args(hint) or (hint,)) - {type(None)}
     return int if options == {int} else float if options == {float} else None
