@@ -20,7 +20,7 @@ from ebmvk.engine import select
 from ebmvk.engine.approximate import ApproximateIndex, recall
 
 PER_CLUSTER = 200
-"""Points around one direction; their cosine with it is .7, because the noise is as long as it."""
+"""Points around one direction; their cosine with it is .7, because the noise is as long."""
 
 
 def clustered(n: int, d: int, clusters: int, seed: int) -> Tensor:

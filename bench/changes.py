@@ -22,7 +22,8 @@ CALLS = ("fsync", "mkdir", "rename", "replace", "unlink", "remove", "rmdir")
 class Changes:
     """Counts changes, and calls `before` with the number of each one, from 1, before it is made.
 
-    If `before` raises an error, the call that makes the change raises it. made: the number so far.
+    If `before` raises an error, the call that makes the change raises it. made: the number of
+    changes so far.
     """
 
     before: Callable[[int], None]
@@ -103,7 +104,7 @@ def fail_at(first: int, error: int, *, lasting: bool) -> Callable[[int], None]:
 def forked(work: Callable[[], object]) -> int:
     """Run `work` in a fork of this process and wait for it.
 
-    Returns its exit status; negative: killed by that signal; 99: it raised an error.
+    Returns its exit status: negative if a signal killed it, 99 if it raised an error.
     """
     return os.waitstatus_to_exitcode(os.waitpid(start(work), 0)[1])
 

@@ -51,7 +51,7 @@ TABLES: dict[str, dict[str, str]] = {
 }
 """{table: {row: training flags}}; other rows are compared with the first one."""
 COMMON = ("--quiet", "--sample-tokens", "0")
-"""Nobody looks at the samples, and writing them takes as long as the steps between them."""
+"""No samples, because nobody reads them and writing them takes as long as the training steps."""
 QUICK = ("--size", "nano", "--dataset", "builtin:60000", "--batch-size", "4", "--eval-tokens", "200")
 QUICK_STEPS = 6
 FIGURES = ("nats_per_token", "ppl_word", "minutes", "parameters", "tokens", "entropy", "distance", "spread")
@@ -165,7 +165,7 @@ def figures(row: str, seed: int, run: PlannedRun) -> dict[str, Any]:
 
 
 def heads(layers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means over all heads in all layers of an end's record."""
+    """Means over all heads in all layers, as recorded at the end of a run."""
     entropy, distance = ([value for own in layers for value in own[name]] for name in ("entropy", "distance"))
     return {"entropy": mean(entropy), "distance": mean(distance), "spread": pstdev(distance)}
 

@@ -57,7 +57,7 @@ out=$(CDPATH='' cd -- "$out" && pwd)
 cd "$root"
 
 if [ -n "${EBMVK_PREFIX:-}" ]; then
-    [ -d "$EBMVK_PREFIX" ] || fail "EBMVK_PREFIX=$EBMVK_PREFIX is no folder"
+    [ -d "$EBMVK_PREFIX" ] || fail "EBMVK_PREFIX=$EBMVK_PREFIX isn't a folder"
     libraries=$EBMVK_PREFIX/lib
     for folder in "$EBMVK_PREFIX"/lib/*-linux-gnu; do libraries=$libraries:$folder; done
     export PATH="$EBMVK_PREFIX/bin:$PATH" CPATH="$EBMVK_PREFIX/include${CPATH:+:$CPATH}"

@@ -5,7 +5,7 @@ variant is compiled as the engine compiles it at d = 640 and 64 candidates or ne
 same workgroup, constants and subgroup size. The table has, for each: lanes of a wave, registers of
 a lane, bytes of shared memory, waves that a SIMD holds at once, spilled registers, scratch memory,
 RADV's guess of the latency in cycles, and the instructions of the hottest loop by class. A star
-marks what the engine chooses by itself. For navi23, the times of five workloads on an RX 6650 XT
+marks what the engine chooses by default. For navi23, the times of five workloads on an RX 6650 XT
 are estimated; docs/how-to/machine-code.md says how. The exit status is 1 if a kernel spills.
 """
 
@@ -50,7 +50,7 @@ def record(family: str, pipeline: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def excuse(family: str, driver: str, kernel: Mapping[str, Any]) -> str:
-    """Why a kernel may spill with this driver; empty if it may not."""
+    """The reason why a kernel may spill with this driver; empty if it must not."""
     version = driver.partition("Mesa ")[2].split(".")[0]
     old = version.isdigit() and int(version) < 23
     return OLD_RDNA3 if family == "navi31" and old and kernel["variant"] == "resident" else ""

@@ -1,8 +1,8 @@
 """Compiles the engine's pipelines with RADV for a card that is not there, in a process of its own.
 
-RADV takes the family from RADV_FORCE_FAMILY and the loader its driver from VK_DRIVER_FILES, both
-only once, so each family needs a process. RADV's device then has no memory and no queue that works:
-pipelines are compiled and nothing is run.
+RADV reads the family from RADV_FORCE_FAMILY, and the loader reads its driver from VK_DRIVER_FILES.
+Both do so only once, so each family needs a process. RADV's device then has no memory and no queue
+that works: pipelines are compiled and nothing is run.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 FAMILIES = {"navi23": ("navi23",), "vega10": ("vega10",), "navi31": ("navi31", "gfx1100")}
 """Each family's names in RADV, newest first: RADV of Mesa 22 calls navi31 gfx1100."""
 DRIVERS = ("/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d", "/usr/local/share/vulkan/icd.d")
-SECONDS = 300  # that compiling everything for a family may take
-UNITS = 16  # of integrated information
+SECONDS = 300  # the longest that compiling everything for a family may take
+UNITS = 16  # hidden units in the kernels of integrated information
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes and settings of an engine, of which it uses some pipelines."""
+    """Sizes and settings of an engine, which decide the pipelines that it uses."""
 
     queries: int
     k: int
@@ -69,9 +69,9 @@ def compiled(family: str, d: int, k: int, module: Module | None = None) -> dict[
     """What RADV reports on every pipeline of the engine, or on `module`, for a family.
 
     Returns the keys `name` and `driver` of the device, `kernels` (what the engine has) and
-    `pipelines`. Raises DeviceError if RADV is not installed, or the family can't be compiled for.
+    `pipelines`. Raises DeviceError if RADV is not installed, or can't compile for the family.
     """
-    # Imported here, because it imports torch, which the process that compiles can do without
+    # Imported here, because it imports torch, which the compiling process doesn't need
     from ebmvk.engine.vulkan_devices import extension
 
     extension()  # raises if it isn't built
@@ -105,19 +105,19 @@ def compiled(family: str, d: int, k: int, module: Module | None = None) -> dict[
 
 
 def settings(k: int) -> Iterator[Setting]:
-    """What makes an engine use each variant of each kernel; the first is how it runs by itself."""
+    """Settings that make an engine use all variants of all kernels; the first is the default."""
     for portable in (False, True):
         for queries in (1024, 32, 4, 2, 1):  # one for each tiling that a GPU chooses
             yield Setting(queries, k, portable=portable)
         yield Setting(1024, k, "direct", resident=False, portable=portable)
-    # The most candidates that float32 can hold in registers are fewer.
+    # Registers hold fewer candidates in float32.
     yield from (Setting(1024, fewer) for fewer in (k // 2, k // 4, k // 8) if fewer)
 
 
 def pipelines(extension: Any, d: int, k: int) -> list[dict[str, Any]]:
     """Everything that an engine can be made to compile on the device, each pipeline once.
 
-    `chosen`: the engine uses it by itself for K = k, for some number of queries.
+    `chosen`: True if the engine uses it by default for K = k and some number of queries.
     """
     found: dict[str, dict[str, Any]] = {}
     engines = {portable: open_engine(extension, portable=portable) for portable in (False, True)}
@@ -141,8 +141,8 @@ def pipelines(extension: Any, d: int, k: int) -> list[dict[str, Any]]:
 
 
 def compute_keys(extension: Any, device: _vulkan.Capabilities) -> Iterator[_vulkan.PipelineKey]:
-    """The kernels of training steps, each tile with the strides of all products of layers: 0 where
-    terms lie side by side, 2 where rows or columns do, 1 for any strides."""
+    """The kernels of training steps: each tile with the strides of all products of layers. 0: terms
+    lie side by side; 2: rows or columns do; 1: any strides."""
     from ebmvk.compute import matmul_tiles
 
     for tile in matmul_tiles.CARD:
@@ -152,7 +152,7 @@ def compute_keys(extension: Any, device: _vulkan.Capabilities) -> Iterator[_vulk
             yield extension.PipelineKey(tile.kernel, tile.group, constants)
     short = matmul_tiles.SHORT
     yield extension.PipelineKey(short.kernel, short.group, (short.down, short.rows, short.columns, short.depth, 1))
-    if device.subgroup_arithmetic and device.subgroup_control:  # for processors, so its smallest tile
+    if device.subgroup_arithmetic and device.subgroup_control:  # a kernel for processors, so only its smallest tile
         yield extension.PipelineKey("matmul_lanes", device.subgroup_size, (1, 1, 2, 0))
     yield extension.PipelineKey("matmul_join", 64, (1,))
     for pairs, final in ((0, 1), (0, 0), (1, 1)):

@@ -4,8 +4,9 @@ The method, the same for every kernel:
 
 1. A plan says how often a wave runs each loop, from the sizes of the work. Instructions outside
    loops count once.
-2. A wave is walked through the loop's code in order, once alone: an instruction waits for the
-   registers it reads and for the loads that an s_waitcnt names. This gives its latency.
+2. The code of a loop is walked through in order for a wave that runs alone: an instruction waits
+   for the registers it reads and for the loads that an s_waitcnt names. This gives the latency of a
+   wave.
 3. The waves that a SIMD holds at once share its vector unit, and shared memory. The vector unit
    takes 1 cycle for an instruction of 32 lanes and 2 for 64; 4 times that for reciprocals, roots,
    logarithms, trigonometry, 32-bit integer products and 64-bit shifts. Shared memory moves 128
@@ -13,15 +14,16 @@ The method, the same for every kernel:
    value analysis of such a closed network of queues (Reiser and Lavenberg, J. ACM 27, 1980) gives
    the waves that a SIMD finishes per cycle: fewer than the busiest unit allows, and fewer than
    their number over their latency.
-4. The kernel needs the longer of that and the time to move its bytes, counted with the reads that
-   the code repeats. They come from the Infinity Cache if what the running workgroups read fits half
-   of it, and otherwise from memory.
+4. The kernel takes that time, or the time to move its bytes if that is longer. Repeated reads
+   count. They come from the Infinity Cache if what the running workgroups read fits half of it, and
+   otherwise from memory.
 
 The share of the roofline is the least time of the work (bench.ops: each operand moved once, all
 multiply-adds at the peak rate) over that estimate.
 
-Not in it: contention for banks of shared memory and for its atomic additions, waiting at barriers,
-the instruction cache, clocks below the boost clock, submission, copies to and from the host.
+The estimate leaves out contention for banks of shared memory and for its atomic additions, waiting
+at barriers, the instruction cache, clocks below the boost clock, submission, and copies to and from
+the host.
 """
 
 from __future__ import annotations
@@ -36,10 +38,10 @@ from bench.isa_text import Code, Instruction, Loop, count
 
 @dataclass(frozen=True)
 class Chip:
-    """What four SIMDs have that a workgroup is spread over: a compute unit of Vega, two of RDNA.
+    """The four SIMDs over which a workgroup is spread: a compute unit of Vega, or two of RDNA.
 
     registers: of a SIMD, for each lane of a wave of 32. granule: a wave of 32 gets a multiple of
-    it. slots: the most waves of a SIMD. lds: bytes of shared memory.
+    this many. slots: the most waves of a SIMD. lds: bytes of shared memory.
     """
 
     registers: int
@@ -63,7 +65,7 @@ class Chip:
         return groups * waves / 4
 
     def free(self, wave: int) -> int:
-        """Registers of a lane that cost no wave."""
+        """The most registers of a lane with which a SIMD still holds `slots` waves."""
         return self.registers * 32 // wave // self.slots
 
 
@@ -121,9 +123,10 @@ class Plan:
     groups: workgroups. memory: iterations of each loop that reads memory, in the order of the code.
     arithmetic: the same for each loop that doesn't, and has 8 multiply-adds or more. stores: store
     instructions of a wave in loops that write memory. around: iterations of loops that hold such
-    loops. other: of all other loops. multiply_adds: those that an invocation must do; if given, the
-    plan is checked with it. traffic: bytes that all reads and writes move, repeated ones included.
-    kept: bytes that a running workgroup reads again. skips: the wave skips optional instructions.
+    loops. other: iterations of all other loops. multiply_adds: those that an invocation must do; if
+    given, they check the plan. traffic: bytes that all reads and writes move, repeated ones
+    included. kept: bytes that a running workgroup reads again. skips: the wave skips optional
+    instructions.
     """
 
     groups: int
@@ -152,7 +155,8 @@ class Estimate:
 
 @dataclass
 class Cost:
-    """Cycles of a wave: of the vector unit, of shared memory, and until it is done if alone."""
+    """Cycles that a wave takes of the vector unit, of shared memory, and in all if it runs
+    alone."""
 
     vector: float = 0
     lds: float = 0
@@ -167,8 +171,8 @@ class Cost:
 
 
 def estimate(card: Card, code: Code, wave: int, waves: float, group: int, plan: Plan) -> Estimate:
-    """waves: those that a SIMD holds at once. Raises ValueError if the plan doesn't fit the
-    code.
+    """The time of a kernel. waves: how many a SIMD holds at once. Raises ValueError if the plan
+    doesn't fit the code.
     """
     each = -(-group // wave)
     running = min(waves, math.ceil(plan.groups / (card.units / 2)) * each / 4)
@@ -177,7 +181,7 @@ def estimate(card: Card, code: Code, wave: int, waves: float, group: int, plan: 
     total = Cost()
     total.add(cost(card, _run(code.outside, plan), wave, loads), 1)
     for loop, times in iterations(code, plan):
-        # The second pass in a row: what an earlier one has asked for is on its way
+        # The cost of a second pass: what the first has requested is then on its way
         once, twice = (cost(card, _run(loop.own, plan) * n, wave, loads) for n in (1, 2))
         once.latency = twice.latency - once.latency
         total.add(once, times)
@@ -201,7 +205,7 @@ def throughput(waves: float, demands: Sequence[float], latency: float) -> float:
     """Waves that finish per cycle, by mean value analysis.
 
     waves: how many are there at once; between whole numbers it is interpolated. demands: cycles
-    that each unit works for one wave. latency: of a wave alone, including them.
+    that each unit works for one wave. latency: cycles of a wave alone, including these.
     """
     elsewhere = max(latency - sum(demands), 0.0)
     queues = [0.0] * len(demands)
@@ -219,7 +223,7 @@ def _run(instructions: list[Instruction], plan: Plan) -> list[Instruction]:
 
 
 def iterations(code: Code, plan: Plan) -> list[tuple[Loop, float]]:
-    """Each loop with how often a wave runs it. Raises ValueError if the plan doesn't fit."""
+    """Each loop, and how often a wave runs it. Raises ValueError if the plan doesn't fit."""
     found: dict[str, list[Loop]] = {"memory": [], "arithmetic": [], "store": []}
     for loop in code.all_loops():
         if role := _role(loop):
@@ -243,12 +247,12 @@ def _role(loop: Loop) -> str:
 
 
 def cost(card: Card, instructions: Sequence[Instruction], wave: int, load_latency: int) -> Cost:
-    """Walks one wave through instructions in a row."""
+    """The cost of instructions that a single wave runs in sequence."""
     out = Cost()
     now = 0.0
     ready: dict[str, float] = {}  # when a register can be read
     loads: list[float] = []  # when each of the loads that weren't waited for is done
-    others: list[float] = []  # the same of shared memory and scalar loads
+    others: list[float] = []  # the same for shared memory and scalar loads
     for instruction in instructions:
         kind = instruction.kind
         if kind == "fma":
@@ -286,7 +290,8 @@ SLOW = re.compile(r"v_(rcp|rsq|sqrt|exp|log|sin|cos|mul_lo_u32|mul_hi_|mad_u64|m
 
 
 def _waited(operands: str, counter: str, queue: list[float]) -> float:
-    """When the queue is as short as the instruction asks for; what is done leaves the queue."""
+    """The time at which the queue is as short as the instruction asks for. Entries that are done
+    leave the queue."""
     found = re.search(rf"\b{counter}cnt\((\d+)\)", operands)
     if not found or len(queue) <= int(found[1]):
         return 0.0

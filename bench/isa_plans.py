@@ -2,7 +2,7 @@
 
 Sizes are those of the physical limits: 1,024 queries or chains, 50,000 points, d = 640, 64
 neighbours or candidates, 200 steps. A plan belongs to the code of a kernel: whoever changes the
-loops of a kernel changes its plan here. What a plan assumes stands beside it.
+loops of a kernel must change its plan here. Comments say what a plan assumes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ QUADS = D // 4
 FIRST, BLOCK = 2048, 8192
 """Points of the first block of a scan, and of the next ones (scan.cpp)."""
 RUNNING = 64
-"""Workgroups of score_tiled that the card runs at once: four of four waves on 16 pairs of units."""
+"""Workgroups of score_tiled that the card runs at once: four on each of its 16 pairs of units."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Kernel:
 
 
 def scoring(kernel: Kernel) -> Plan:
-    """score_tiled, all blocks: neighbouring workgroups have all queries and the same points.
+    """score_tiled, all blocks. Neighbouring workgroups share points and together have all queries.
 
-    Without weights and bounds, whose loads are optional. All appending instructions count, whether
-    or not a score passes the bar; its atomic additions are on their way together. What is read
-    again is each tile of points by every tile of queries, and all queries by RUNNING workgroups.
+    Scores have no weights or bounds, whose loads are optional. All appending instructions count,
+    whether or not a score passes the bar; the atomic additions are on their way together. Repeated
+    reads: every tile of queries reads each tile of points, and RUNNING workgroups read all queries.
     """
     rows, columns = (16 * results for results in kernel.constants)
     depth = 2  # quads of a slice in shared memory
@@ -61,7 +61,7 @@ def scoring(kernel: Kernel) -> Plan:
 
 
 def passing() -> list[float]:
-    """Scores of a row in each later block that pass the bar, if points come in random order."""
+    """How many scores of a row pass the bar in each later block, if the order is random."""
     return [K / begin * min(BLOCK, POINTS - begin) for begin in range(FIRST, POINTS, BLOCK)]
 
 
@@ -116,8 +116,9 @@ def streaming(kernel: Kernel) -> Plan:
 def resident(kernel: Kernel, word: int) -> Plan:
     """langevin with candidates of `word` bytes in registers: they are read once.
 
-    One wave of a workgroup moves the chain, in loops over the quads of a lane, and as many waves as
-    hold a row, one quad in a lane, draw the noise: STEPS / waves and STEPS `drawing` are means.
+    One wave of a workgroup moves the chain, in loops over the quads of a lane. As many waves as
+    hold a row, with one quad per lane, draw the noise. So STEPS / waves and STEPS * drawing are
+    means over the waves.
     """
     waves, lane_quads = kernel.group / kernel.wave, kernel.constants[4]
     moves, drawing = STEPS / waves, QUADS / kernel.group
@@ -138,7 +139,7 @@ def resident(kernel: Kernel, word: int) -> Plan:
 
 @dataclass(frozen=True)
 class Part:
-    """A kernel of a work, with how often it is dispatched."""
+    """A kernel of a workload, and how often it is dispatched."""
 
     name: str
     variant: str
@@ -150,7 +151,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Work:
-    """flops and bytes: the least, for the roofline, as in bench.ops."""
+    """A workload. flops and bytes: the least that it needs, for the roofline, as in bench.ops."""
 
     flops: float
     bytes: float
@@ -181,10 +182,10 @@ WORKS = {
 
 
 def estimates(find: Callable[[Part], Kernel]) -> dict[str, dict[str, Any]]:
-    """For each work: seconds, least_seconds, share (of the roofline), and its kernels.
+    """For each workload: seconds, least_seconds, share (of the roofline), and its kernels.
 
-    share_cached: the share if everything that workgroups read again came from the Infinity Cache. A
-    work has `missing` instead, with the reason, if a kernel isn't found or its plan doesn't fit.
+    share_cached: the share if everything that workgroups read again came from the Infinity Cache.
+    If a kernel isn't found or its plan doesn't fit, there is only `missing`, with the reason.
     """
     return {name: _estimated(work, find) for name, work in WORKS.items()}
 
@@ -197,7 +198,7 @@ def _estimated(work: Work, find: Callable[[Part], Kernel]) -> dict[str, Any]:
             plan = part.plan(kernel)
             found, cached = (kernel.estimate(one) for one in (plan, replace(plan, kept=0.0)))
         except (ValueError, LookupError) as error:
-            return {"missing": f"{part.name} has no plan that fits, change bench/isa_plans.py: {error}"}
+            return {"missing": f"the plan of {part.name} doesn't fit; change bench/isa_plans.py: {error}"}
         one = {"kernel": part.name, "seconds": part.times * found.seconds, "bound": found.bound}
         one["parts"] = {bound: part.times * second for bound, second in found.parts.items()}
         if math.isfinite(plan.kept):

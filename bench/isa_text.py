@@ -32,12 +32,12 @@ LINE = re.compile(r"\s+([a-z]+_\w+)\s*(.*?)\s*(?:;.*)?$")
 TARGET = re.compile(r"BB\d+")
 
 INNER_ITERATIONS = 32
-"""To find the hottest loop, a loop is taken to run this often each time that it is entered."""
+"""To find the hottest loop, every loop counts as run this often each time that it is entered."""
 
 
 @cache
 def class_of(opcode: str) -> str:
-    """A kernel has thousands of instructions, all together have some hundred opcodes."""
+    """The class of an opcode, cached because a kernel has thousands of instructions."""
     return next(kind for kind, pattern in CLASSES.items() if re.match(pattern, opcode))
 
 
@@ -98,9 +98,9 @@ class Code:
     def hottest(self) -> list[Instruction]:
         """The instructions of the loop that probably takes the time; without loops, all of them.
 
-        It is the one with the most multiply-adds, or without any the one with the most loads from
-        memory, or else with the most instructions; each times INNER_ITERATIONS for every loop
-        around it. Of equal ones it is the first.
+        It is the loop with the most multiply-adds. If none has any, it is the one with the most
+        loads from memory, or else with the most instructions. Counts are multiplied by
+        INNER_ITERATIONS for every loop around. Among equal loops it is the first.
         """
         loops = self.all_loops()
         if not loops:
@@ -115,7 +115,7 @@ class Code:
 
 
 def parse(text: str) -> Code:
-    """Raises ValueError if the text has no blocks of instructions."""
+    """Parse a disassembly. Raises ValueError if it has no blocks of instructions."""
     blocks, labels = _blocks(text)
     if not any(blocks):
         raise ValueError("this is not RADV's disassembly: it has no instructions after a label BB0:")

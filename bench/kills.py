@@ -70,7 +70,8 @@ curriculum_target_splats = 20
 class Runs:
     """A run in `folder`: its settings, and what happened to it.
 
-    Counts kills, the most steps that one of them cost, and runs that ended as they should or not.
+    It counts kills, and runs that ended as they should or not. lost: the most steps that a kill
+    cost.
     """
 
     folder: Path
@@ -112,7 +113,7 @@ class Runs:
     def ended(self, run: Path, status: int) -> None:
         """Note a run that ended without a kill."""
         if status:
-            self.faults.append(f"{run}: ended by itself with status {status}")
+            self.faults.append(f"{run}: ended before it was killed, with status {status}")
 
     def finish(self, run: Path, reference: dict[str, bytes]) -> None:
         """Let a killed run finish, and compare it with the whole one."""
@@ -120,7 +121,7 @@ class Runs:
         if status:
             self.faults.append(f"{run}: resumed with status {status}")
         elif last(run) != reference:
-            self.faults.append(f"{run}: other bits")
+            self.faults.append(f"{run}: the bits differ from those of a run left alone")
         else:
             self.whole += 1
             shutil.rmtree(run)

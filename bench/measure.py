@@ -67,9 +67,10 @@ def interleaved(works: Mapping[str, Work], repeats: int) -> dict[str, Timing]:
 class Sizes:
     """The sizes to measure.
 
-    d: dimension. k: neighbours or candidates. stores: numbers of points N; `n` is the one for
-    chains and peers. large: more values of N. batches: numbers of queries B. sphere: (B, d).
-    chains: their number; `counts` for the flatness. steps: of a run.
+    d: dimension. k: neighbours or candidates. stores: numbers of points N; n: the number of points
+    for chains and peers. large: more values of N. batches: numbers of queries B. sphere: (B, d).
+    chains, counts: numbers of chains; `counts` show if the time per chain depends on their number.
+    steps: of a run.
     """
 
     name: str
@@ -137,7 +138,7 @@ def sizes(backend: Backend, *, quick: bool) -> Sizes:
     elif isinstance(backend, Vulkan) and backend.capabilities.type == "cpu":
         size, why = SLOW, "the Vulkan device is a CPU in disguise, whose speed means nothing"
     else:
-        size, why = FULL, "as the physical limits are stated for"
+        size, why = FULL, "those of the stated physical limits"
     print(f"sizes: {size.name} ({why})", flush=True)
     return size
 
@@ -205,7 +206,7 @@ def command_line(module: str, argv: Sequence[str] | None) -> str:
 
 
 def commit() -> str | None:
-    """The commit: EBMVK_COMMIT for a tree without history, else git's, `-dirty` if changed."""
+    """The commit: EBMVK_COMMIT for a tree without history, else git's; `-dirty` if files differ."""
     if "EBMVK_COMMIT" in os.environ:
         return os.environ["EBMVK_COMMIT"]
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
@@ -227,7 +228,8 @@ def write(path: Path | None, result: Mapping[str, Any]) -> None:
 
 
 def unit(rows: int, d: int, seed: int) -> Tensor:
-    """Uniform unit rows, the store with the closest scores; made piece by piece, in place."""
+    """Uniform unit rows, whose scores lie close together. They are made piece by piece, in
+    place."""
     x, g = torch.empty(rows, d), torch.Generator().manual_seed(seed)
     for part in torch.split(x, 1 << 16):
         part.normal_(generator=g)
@@ -259,7 +261,7 @@ class ChainProblem:
 
 
 KAPPA, STEP_SIZE, GAMMA = 50.0, 0.005, 7.0
-"""One level near the separation of modes at d = 640 (model section 7); all candidates count."""
+"""One level near the separation of modes at d = 640 (model section 7); all candidates matter."""
 
 
 def schedule(steps: int) -> Schedule:

@@ -49,8 +49,8 @@ class Sizes:
     """The sizes to measure.
 
     splats: numbers of splats for the gain. start, merged: splats before and after merging.
-    contexts: of the training text; None: all. tokens: of the validation text, tuning and scoring
-    together. searched: splats for the search from coarse to fine.
+    contexts: how many of the training text; None: all. tokens: how many of the validation text, for
+    tuning and scoring together. searched: splats for the search from coarse to fine.
     """
 
     splats: tuple[int, ...]
@@ -164,7 +164,7 @@ def gains(bench: Bench, sizes: Sizes, seeds: int) -> Iterator[dict[str, Any]]:
             print(
                 f"{store.n:>9,} splats, seed {seed}: built in {spent:.1f} s; {row['gain']:+.4f} nats per token, "
                 f"{row['gain_over_calibrated']:+.4f} over a calibration "
-                f"(scrambled {row['scrambled_gain']:+.4f}, fitted anew {row['scrambled_gain_fitted_anew']:+.4f}), "
+                f"(scrambled {row['scrambled_gain']:+.4f}, fitted again {row['scrambled_gain_fitted_anew']:+.4f}), "
                 f"covers {row['coverage']:.2%}",
                 flush=True,
             )

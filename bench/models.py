@@ -54,9 +54,9 @@ from ebmvk.training.trainer import Trainer
 class Sizes:
     """The sizes to measure.
 
-    tokens: that each text writes. steps: of a training round. rows: windows in a batch, for a
-    Mini-LLM; for experts four times as many of a quarter of the length. text: that tokenizers are
-    made of. model: settings instead of those of the presets.
+    tokens: how many are written in each text. steps: of a training round. rows: windows in a batch
+    of a Mini-LLM; for experts, four times as many windows, a quarter as long. text: what tokenizers
+    are trained on. model: settings that replace those of the presets.
     """
 
     vocab_size: int
@@ -128,7 +128,7 @@ def adamw(model: LanguageModel) -> list[torch.optim.Optimizer]:
 
 
 def muon(model: LanguageModel) -> list[torch.optim.Optimizer]:
-    """An optimiser of the same kind as ours, which gets the same parameters."""
+    """torch's Muon for the parameters that our Muon gets, and AdamW for the rest."""
     hidden = {name for name, p in model.named_parameters() if model.role(name, p).hidden}
     matrices, rest = ([p for n, p in model.named_parameters() if (n in hidden) == which] for which in (True, False))
     return [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw"), torch.optim.AdamW(rest, lr=1e-3, fused=True)]
@@ -154,7 +154,7 @@ def training_minillm(device: Device, of: Sizes, folder: Path) -> Pair:
 
 
 def experts(optimizer: str, times: int, device: Device, of: Sizes, folder: Path) -> Pair:
-    """times: tokens per step, as a multiple of those of a Mini-LLM here."""
+    """times: tokens per step, as a multiple of a Mini-LLM's tokens here."""
     shared = {"batch_size": 4 * of.rows * times, "moe_experts": 4, "moe_active": 1, "optimizer": optimizer}
     dense, sparse = (
         _trainer(recipe("tinygpt-small", of, **shared, use_moe=moe), of, device, folder) for moe in (False, True)

@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if backend.name == "vulkan" and torch.cuda.is_available():  # the same GPU through CUDA
         cuda = of_torch("cuda", quick=options.quick)
         result["torch_cuda_ceilings"] = asdict(cuda)
-        print(f"the same by torch: {cuda}", flush=True)
+        print(f"limits of the same GPU by torch: {cuda}", flush=True)
     results = []
     for part in (sphere(backend, of), topk(backend, of, large=options.large), chains(backend, of)):
         for case in part:

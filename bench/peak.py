@@ -2,8 +2,8 @@
 
 It runs two commands several times, each time in a new process. `evaluate`: a nano model with
 GPT-2's 50,258 tokens on WikiText-2's test split. `train`: four steps of a nano model with 8,192
-tokens on 30 MB of text; a tenth of it is validation, 500,000 tokens, all scored at the end. The
-exit status is 0 if the peaks differ by at most a tenth and none exceeds the bound.
+tokens on 30 MB of text; a tenth of the text, 500,000 tokens, is scored at the end as validation.
+The exit status is 0 if the peaks differ by at most a tenth and none exceeds the bound.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ebmvk.data.splitting import DOCUMENT
 from ebmvk.engine import select
 
 BOUNDS = {"evaluate": 1.0, "train": 1.6}  # GB
-SPREAD = 0.1  # the smallest peak may be this share of the largest below it
+SPREAD = 0.1  # the smallest peak may be less than the largest by at most this share of the largest
 TEXT_BYTES = 30_000_000
 SHARED = ("--size", "nano", "--sample-tokens", "0", "--no-enable-soc", "--quiet")
 
@@ -48,7 +48,7 @@ def long_text(documents: Sequence[str], size: int) -> Iterator[str]:
 
 
 def run(args: Sequence[str], threads: int) -> dict[str, Any]:
-    """Run an ebmvk command in a new process: peak bytes, processor seconds, wall seconds."""
+    """Run an ebmvk command in a new process; returns peak bytes, processor and wall seconds."""
     began = time.perf_counter()
     command = [sys.executable, "-m", f"ebmvk.{args[0]}", *args[1:]]
     child = subprocess.Popen(  # noqa: S603

@@ -22,7 +22,8 @@ from bench.measure import Sizes, Work, chain_problem, facts, interleaved, introd
 from ebmvk.engine import Backend, select
 
 PEER_STEPS = 20
-"""The number of steps of peers. It doesn't affect their time per step, and they are slow."""
+"""The number of steps that peers run: few, because peers are slow. Their time per step is the
+same."""
 
 LENGTHS = (1, 10, 200)
 """Numbers of steps of a run, to separate the gathering of candidates from the steps."""

@@ -81,13 +81,13 @@ class Plain(nn.Module):
 
 
 def model(of: Sizes) -> Plain:
-    """The same weights in each process."""
+    """The model, with the same weights in each process."""
     torch.manual_seed(0)
     return Plain(of)
 
 
 def batch(of: Sizes, number: int) -> tuple[Tensor, Tensor]:
-    """Ids (B, T) of step `number`, and what follows each: a rule that can be learned."""
+    """Ids (B, T) of step `number`, and the id after each, by a rule that can be learned."""
     chance = torch.Generator().manual_seed(1000 + number)
     ids = torch.randint(of.words, (of.rows, of.tokens), generator=chance)
     return ids, (5 * ids + 3) % of.words
@@ -118,7 +118,7 @@ def adamw(values: dict[str, Tensor], gradients: dict[str, Tensor], state: Any, s
 
 
 def pure_step(module: nn.Module) -> Callable[[Any, Any, Any, Any], tuple[Any, Any, Any]]:
-    """(parameters, state, batch, scalars) -> (parameters, state, {"loss"}); `module` unchanged."""
+    """(parameters, state, batch, scalars) -> (parameters, state, {"loss"}); keeps `module`."""
 
     def step(parameters: Any, state: Any, batch: Any, scalars: Any) -> tuple[Any, Any, Any]:
         leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}

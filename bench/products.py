@@ -1,9 +1,9 @@
 """`python -m bench.products`: the matrix products of a training step, each as GFLOP/s.
 
-The step is that of a transformer: `--layers` doesn't matter for a product's speed, so each kind of
-product is measured once, with the transpositions that forward and backward need. Beside the device:
-the engine's scoring kernel on the same sizes, and torch on the CPU. The three take turns, and the
-best of `--rounds` counts. On a machine that does other work the figures mean nothing.
+The step is that of a transformer. The number of layers doesn't matter for a product's speed, so
+each kind of product is measured once, with the transpositions that forward and backward need. For
+comparison, the engine's scoring kernel and torch on the CPU run the same sizes. The three take
+turns, and the best of `--rounds` counts. If the machine does other work, the figures mean nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ebmvk.compute.kernels import KERNELS, Dispatch, Planned
 from ebmvk.engine.recording import Memory, Recorder, Recording
 from ebmvk.engine.vulkan import Vulkan
 
-SECONDS = 0.1  # that a measured run should take
-MOST = 200  # products in a run
+SECONDS = 0.1  # the time that a measured run should take
+MOST = 200  # the most products in a run
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ class Bench:
         return record
 
     def scoring(self, times: int) -> Recording | None:
-        """The scoring kernel, columns of b as points. None for a batch, or if k isn't in quads."""
+        """The scoring kernel, columns of b as points. None for a batch, or if 4 doesn't divide
+        k."""
         product = self.product
         if product.k % 4 or product.batch > 1:
             return None

@@ -104,14 +104,15 @@ def torchebm_runner(
 ) -> Callable[[], Tensor]:
     """TorchEBM's overdamped sampler on the energies of our chains, with its own autograd.
 
-    Still easier than ours: flat space, no velocity, no geodesics, no diagnostics, one normal number
-    and one update per coordinate. Raises ImportError if torchebm (extra `bench`) isn't installed.
+    The work is still easier than ours: flat space, no velocity, no geodesics, no diagnostics, one
+    normal number and one update per coordinate. Raises ImportError if torchebm (extra `bench`)
+    isn't installed.
     """
     return _sampler(mixture_energy(p, points, device, einsum=einsum), p.x.to(device), steps, device)
 
 
 def torchebm_shared_runner(p: ChainProblem, points: Tensor, steps: int, device: str = "cpu") -> Callable[[], Tensor]:
-    """The same sampler on a much easier problem: one mixture for all chains.
+    """TorchEBM's sampler on a much easier problem: one mixture for all chains.
 
     The scores of a step are then one matrix product.
     """

@@ -27,14 +27,14 @@ from ebmvk.sampling.interface import Options, TokenPoints, decoding_seed
 UNSLICED = 1e6
 """Seconds of a slice: no call takes longer."""
 WARM = 3
-"""Calls before the one that is counted: they learn the kernels' speed, which divides the work."""
+"""Calls before the counted one. They measure the kernels' speed, by which the work is divided."""
 
 Place = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """rows: B. candidates: K, also of neighbours. dimension: d. points: N, also of tokens."""
+    """rows: B. candidates: K, as many as neighbours. dimension: d. points: N, as many as tokens."""
 
     rows: int
     candidates: int

@@ -32,8 +32,8 @@ from ebmvk.engine import select
 Record = dict[str, Any]
 
 TOLERANCE = 1e-3
-"""Nats between a peer's losses and torch's: well above what orders of summation do in a few steps,
-well below what a wrong gradient does."""
+"""How many nats a peer's losses may differ from torch's. In a few steps another order of summation
+makes far less difference, and a wrong gradient far more."""
 
 WARM = 2
 """Steps before the measured ones: one that compiles, and one that tinygrad captures."""
@@ -54,13 +54,13 @@ class Process:
         self.limit = limit
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # as the process
         command = [sys.executable, "-m", "bench.training_peers", name, json.dumps(asdict(of))]
-        fresh = os.environ | {"EBMVK_CACHE_DIR": "off"}  # the first step is that of a first start
+        fresh = os.environ | {"EBMVK_CACHE_DIR": "off"}  # the first step compiles, as on a first start
         self.process = subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, encoding="utf-8", env=fresh
         )
 
     def answer(self) -> Record:
-        """The next line. Raises PeerError if the peer failed, ended or was too slow."""
+        """The peer's next line. Raises PeerError if the peer failed, ended or was too slow."""
         late = threading.Event()
 
         def stop() -> None:
@@ -178,7 +178,7 @@ def measured(names: Sequence[str], of: Sizes, repeats: int, limit: float) -> dic
 
 
 def memory(ours: Record, other: Record) -> tuple[float, float, str] | None:
-    """Bytes of both, and which: the device's if both know them, else of the processes."""
+    """Bytes of both, and what they are: device memory if both know it, else that of processes."""
     for key in ("device_bytes", "process_bytes"):
         if ours.get(key) and other.get(key):
             return ours[key], other[key], key
@@ -186,7 +186,7 @@ def memory(ours: Record, other: Record) -> tuple[float, float, str] | None:
 
 
 def ratios(found: dict[str, Record]) -> Record:
-    """Peer over ours, above 1: ours is faster or smaller; None where a peer has no figure."""
+    """Peers' figures over ours; above 1, ours is faster or smaller. None if a peer has none."""
 
     def of(peer: str, key: str) -> float | None:
         one, other = found.get("ours", {}), found.get(peer, {})

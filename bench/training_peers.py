@@ -1,7 +1,7 @@
 """The peers of `bench.training`, one in each process: `python -m bench.training_peers NAME SIZES`.
 
-SIZES is JSON of `plain_model.Sizes`. A process reads commands, one a line, and answers each with a
-line of JSON: a number runs that step, `facts` asks for what the peer can count. What libraries
+SIZES is JSON of `plain_model.Sizes`. A process reads commands, one per line, and answers each with
+a line of JSON: a number runs that step, `facts` asks for what the peer can count. What libraries
 print goes to standard error.
 """
 
@@ -33,7 +33,7 @@ class Peer(Protocol):
         """Runs step `number` (from 1) to its end; returns its loss."""
 
     def facts(self) -> Facts:
-        """dispatches and device_bytes, where the peer can tell, and more."""
+        """dispatches and device_bytes, if the peer can count them, and more."""
 
 
 class Ours:
@@ -59,7 +59,7 @@ class Ours:
 
 
 class Torch:
-    """torch, eager, on one of its devices."""
+    """torch in eager mode, on one of its devices."""
 
     def __init__(self, of: Sizes, device: str = "cpu") -> None:
         self.of, self.device = of, device
@@ -169,7 +169,7 @@ PEERS = {
 def _importable(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # the package that it is in
+    except ModuleNotFoundError:  # its package is missing
         return False
 
 
@@ -207,7 +207,7 @@ def peak_bytes() -> int:
 
 def answer(peer: Peer, command: str) -> Facts:
     if command == "facts":
-        peak = peak_bytes()  # taken before what only counts
+        peak = peak_bytes()  # before the peer uses memory to count
         return {**peer.facts(), "process_bytes": peak}
     start = time.perf_counter()
     loss = peer.step(int(command))

@@ -42,7 +42,7 @@ def counts(made: Compiled, arguments: Sequence[Any]) -> dict[str, Any]:
 
 
 def shares(made: Compiled, arguments: Sequence[Any]) -> dict[str, Any]:
-    """not_products_share: of the device's seconds. None if the device has no clock."""
+    """not_products_share: the share of the device's time outside products; None without a clock."""
     program = _on_device(made)
     with mock.patch.object(plan, "SEGMENT_SECONDS", 0.0):  # a cut after each node
         timed = Program(

@@ -68,7 +68,7 @@ def size_of(name: str) -> str:
 
 
 def sizes(operation: Any, target: Target) -> list[str]:
-    """The sizes that the arguments have, beside numbers and those that the points know."""
+    """The sizes that the arguments have, except those that are arguments or known from points."""
     numbers = {argument.name for argument in operation.arguments}
     found = dict.fromkeys(size for argument in operation.arguments for size in argument.of)
     if any(argument.kind == "points" for argument in operation.arguments):
@@ -79,7 +79,7 @@ def sizes(operation: Any, target: Target) -> list[str]:
 
 
 def field(argument: Any, target: Target) -> str:
-    """What C++ takes for an argument; empty for points of a device, which are passed beside it."""
+    """What C++ takes for an argument; empty for points on a device, which are passed separately."""
     if argument.kind in ELEMENTS:
         said = f", in [0, {argument.below})" if argument.kind == "index" else ""
         said += ", or missing" if argument.default else ""
@@ -165,7 +165,7 @@ def listed(operation: Any, target: Target) -> str:
 
 
 def reader(operation: Any, target: Target) -> Iterator[str]:
-    """A function that makes what C++ takes of the arguments in Python, if their shapes fit."""
+    """A function that turns Python's arguments into what C++ takes, if their shapes fit."""
     name, engine = camel(operation.name), "engine, " if target.vulkan else ""
     first = "[[maybe_unused]] const Engine& engine, " if target.vulkan else ""
     yield f"inline {name}Arguments read_{operation.name}({first}{listed(operation, target)}) {{"
@@ -206,7 +206,7 @@ def read(argument: Any, target: Target, engine: str) -> Iterator[str]:
 
 
 def binding(operation: Any, target: Target) -> Iterator[str]:
-    """The function in Python: it reads the arguments, makes the results, and runs unlocked."""
+    """The function in Python: it reads the arguments, makes the results, releases the GIL, runs."""
     name = camel(operation.name)
     given = ", ".join(name for _, name in parameters(operation, target))
     one = len(operation.results) == 1

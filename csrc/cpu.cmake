@@ -49,7 +49,7 @@ if(highway_found)
   message(STATUS "ebmvk: _cpu uses Highway for SIMD, chosen for the processor at run time")
   ebmvk_copy_shared(${highway_target})
 elseif(EBMVK_HIGHWAY)
-  message(STATUS "ebmvk: _cpu is built without Highway, plain loops for the compiler's baseline processor; "
+  message(STATUS "ebmvk: _cpu is built without Highway, from plain loops for the compiler's baseline processor; "
     "to use it: apt install libhwy-dev")
 endif()
 install(TARGETS _cpu DESTINATION ebmvk)

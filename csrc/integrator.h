@@ -13,7 +13,7 @@ struct Part {
   uint32_t number;
 };
 
-// A row without its parts.
+// A row of the table, without its parts.
 struct Description {
   const char* name;
   bool metropolis;

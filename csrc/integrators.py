@@ -1,4 +1,4 @@
-"""Turns ebmvk/engine/integrators.toml into C++ and GLSL. CMake runs it, shaders/generate.py too.
+"""Turns ebmvk/engine/integrators.toml into C++ and GLSL. CMake and shaders/generate.py run it.
 
 integrators.py OUT     writes OUT/integrators.h: each row as a type whose parts are constants
 """
@@ -85,7 +85,7 @@ def glsl(row: Any) -> str:
     ]
     moves = []
     for number, stage in enumerate(stages):
-        # The speed is known after a kick, and where a step of an unadjusted integrator begins.
+        # The speed is known after a kick, and at the start of a step of an unadjusted integrator.
         known = (stage and stage[0].kind == "kick") or (number == 0 and not row.metropolis)
         moves.append([*([] if known else ["measure_speed();"]), *calls(stage)])
     out += function("move_before_landing(uint stage, float h, Bath bath)", moves)
@@ -104,7 +104,7 @@ def function(head: str, bodies: list[list[str]]) -> list[str]:
 
 
 def measured(parts: list[Any]) -> list[str]:
-    """Measures what the parts need: with the first noise among them, if there is one."""
+    """The call that measures what the parts need, with their first noise if there is one."""
     noises = [f"{part.number}u" for part in parts if part.kind == "noise"]
     return [f"measure(bath, {(noises or ['NO_NOISE'])[0]});"]
 

@@ -1,9 +1,7 @@
-"""Writes what is made from ebmvk/engine/operations.toml, after a change of it:
+"""Run this after a change of ebmvk/engine/operations.toml.
 
-the operations of `Backend` in ebmvk/engine/api.py and of `Chained` in chained.py, and the
-signatures in ebmvk/_cpu.pyi and ebmvk/_vulkan.pyi.
-
-A test fails if they don't fit the table.
+It writes the operations of `Backend` in ebmvk/engine/api.py and of `Chained` in chained.py, and the
+signatures in ebmvk/_cpu.pyi and ebmvk/_vulkan.pyi. A test fails if these don't fit the table.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ def operations() -> dict[str, Any]:
 
 
 def parameters(operation: Any, types: dict[str, str]) -> Iterator[str]:
-    """Those of the method that users call."""
+    """The parameters of the method that users call."""
     for argument in operation.arguments:
         if argument.keyword:
             yield "*"
@@ -65,7 +63,7 @@ def docstring(text: str) -> str:
 
 
 def signature(indent: str, name: str, inner: list[str], end: str) -> str:
-    """As ruff formats it: in one line, or the parameters in one, or each in its own."""
+    """A signature as ruff formats it: one line, all parameters on one line, or a line for each."""
     one = ", ".join(inner)
     if len(line := f"{indent}def {name}({one}){end}") <= WIDTH:
         return line
@@ -126,10 +124,10 @@ MADE: dict[Path, Callable[[Iterable[Any]], Iterator[str]]] = {
 
 
 def filled(text: str, lines: Iterable[str]) -> str:
-    """A file with these lines between its marks, or from the first one on."""
+    """The text with these lines between its marks, or after the first mark if there is only one."""
     begin = text.find(BEGIN)
     if begin < 0:
-        raise SystemExit(f"a file has lost the line {BEGIN!r}, after which the operations stand")
+        raise SystemExit(f"a file has lost the line {BEGIN!r}, which must stand before the operations")
     begin = text.index("\n", begin) + 1
     end = text.find(END, begin)
     rest = "\n" + text[text.rindex("\n", 0, end) + 1 :] if end > 0 else ""

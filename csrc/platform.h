@@ -9,8 +9,8 @@
 
 namespace ebmvk {
 
-// The number of this process. Where a process can fork, the child has another number, which shows
-// that threads and devices are not its own. Windows can't fork, so there such a check always passes.
+// The number of this process. A forked child has another number, which shows that the threads and
+// devices aren't its own. Windows can't fork, so there such a check always passes.
 inline long process_id() {
 #ifdef _WIN32
   return static_cast<long>(_getpid());

@@ -69,7 +69,7 @@ _CALLED = ("diagnose", "evaluate", "export", "train")
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used, because torch takes seconds."""
+    """Import a public name when it is first used, because importing torch takes seconds."""
     if name in _CALLED:
         return importlib.import_module(f"ebmvk.{name}")
     if name not in __all__:

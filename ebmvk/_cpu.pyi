@@ -13,28 +13,28 @@ def rows(operation: str, arguments: list[_Floats]) -> _Floats:
     """An operation that works row by row: (B, d) arrays to (B, d), or to (B,)."""
 
 class CoarsePoints:
-    """Points (N, d) in 8 bits per coordinate, which `topk` finds candidates in."""
+    """Points (N, d) in 8 bits per coordinate. `topk` uses them to find candidates."""
 
     def __init__(self, points: _Floats) -> None: ...
     @property
     def nbytes(self) -> int: ...
 
 def use_coarse() -> bool:
-    """Whether the coarse kernel and the instruction set in use can work with CoarsePoints."""
+    """True if the coarse kernel and the instruction set in use can work with CoarsePoints."""
 
 def coarse_kernels() -> list[str]:
-    """8-bit products compiled in that this processor has, best first: of "amx", "vnni"; last
-    "none"."""
+    """The compiled kernels for 8-bit products that this processor can run, best first: some of
+    "amx" and "vnni", and always "none" as the last."""
 
 def coarse_kernel() -> str: ...
 def use_coarse_kernel(name: str) -> None:
-    """For tests: the results are the same bits."""
+    """For tests. Every kernel gives the same results, bit for bit."""
 
 def topk(
     queries: _Floats, points: _Floats, k: int, scale: _Floats | None, bias: _Floats | None, coarse: CoarsePoints | None
 ) -> tuple[_Floats, _Ids, int]:
-    """scores, ids, and the number of rows that the coarse product could not prove: the same bits
-    with and without."""
+    """scores, ids, and the number of rows that the coarse product could not prove. Scores and ids
+    are the same, bit for bit, with and without `coarse`."""
 
 def vmf_place(mu: _Floats, deficit: NDArray[np.float64], seed: int, first_row: int) -> _Floats:
     """Samples whose cosine with mu is 1 - deficit."""
@@ -45,21 +45,21 @@ def accumulate(
     """mass, resultant, splat_token, counts."""
 
 def normals(seed: int, first_step: int, steps: int, first_chain: int, chains: int, stream: int, d: int) -> _Floats:
-    """(steps, chains, d), as the chains of `langevin` draw them."""
+    """Normals (steps, chains, d), as the chains of `langevin` draw them."""
 
 def dropout(x: _Floats, out: _Floats, seed: int, step: int, place: int, first: int, threshold: int) -> None:
-    """Write to `out`, of the size of x: zero where the random byte of an element is below
+    """Write to `out`, which has the size of x. An element becomes zero if its random byte is below
     threshold, else x times 256 / (256 - threshold). first: the number of x's first element."""
 
 def dropout_bfloat16(
     x: NDArray[np.uint16], out: NDArray[np.uint16], seed: int, step: int, place: int, first: int, threshold: int
 ) -> None:
-    """The same for the bits of bfloat16."""
+    """`dropout` for bfloat16 values, which are passed as their bits."""
 
 def threads() -> int: ...
 def set_threads(threads: int) -> None: ...
 def targets() -> list[str]:
-    """Instruction sets compiled in that this processor has, best first."""
+    """The instruction sets with compiled kernels that this processor can run, best first."""
 
 def target() -> str: ...
 def use_target(name: str) -> None: ...

@@ -19,8 +19,8 @@ class Torn(Exception): ...
 class Unsupported(ValueError): ...
 
 class Capabilities:
-    """What a device reports, and below that what the engine decides from it. Tests make their own
-    and call `decide`."""
+    """What a device reports, followed by what the engine decides from it. Tests make objects of
+    their own and call `decide`."""
 
     type: str
     vendor: int
@@ -33,7 +33,7 @@ class Capabilities:
     def __init__(self) -> None: ...
     def decide(self) -> None: ...
     def pretend(self, profile: str) -> Capabilities:
-        """The device with the limits of a profile of `profiles()`, if its own are larger."""
+        """This device, with every limit lowered to that of a profile of `profiles()`."""
 
     @property
     def index(self) -> int: ...
@@ -47,7 +47,7 @@ class Capabilities:
     def memory_bytes(self) -> int: ...
     @property
     def heaps(self) -> list[tuple[int, bool]]:
-        """Size in bytes, and whether it is the device's own."""
+        """Of each heap: its size in bytes, and True if it is the device's own memory."""
 
     @property
     def max_storage_range(self) -> int: ...
@@ -63,7 +63,7 @@ class Capabilities:
     def storage_alignment(self) -> int: ...
     @property
     def loop_rounds(self) -> int:
-        """The most rounds of all loops of an invocation together."""
+        """The most rounds that all loops of an invocation may have together."""
 
     @property
     def max_group_size(self) -> int: ...
@@ -79,7 +79,7 @@ class Capabilities:
     def subgroup_control(self) -> bool: ...
     @property
     def subgroup_required(self) -> bool:
-        """Whether pipelines must ask for `subgroup_size`. If not, the device has no other size."""
+        """True if pipelines must ask for `subgroup_size`. False if the device has no other size."""
 
     @property
     def registers(self) -> int:
@@ -89,7 +89,7 @@ class Capabilities:
     def float16(self) -> bool: ...
     @property
     def missing(self) -> str:
-        """Why the device cannot be used; empty where it can."""
+        """Why the device cannot be used; empty if it can."""
 
 class Options:
     validate: bool
@@ -125,7 +125,7 @@ class Variant(enum.Enum):
     resident = ...
 
 class PipelineKey:
-    """A kernel of the manifest with what it is specialised for."""
+    """A kernel of the manifest, and the values that it is specialised for."""
 
     def __init__(self, name: str, group: int, constants: Sequence[int]) -> None: ...
     @property
@@ -136,7 +136,7 @@ class PipelineKey:
 
     @property
     def constants(self) -> list[int]:
-        """The manifest's `specialise`, in order."""
+        """Values of the constants that the manifest lists under `specialise`, in that order."""
 
     @property
     def storage(self) -> Storage: ...
@@ -150,11 +150,11 @@ class MachineCode:
     def subgroup_size(self) -> int: ...
     @property
     def statistics(self) -> dict[str, float]:
-        """By the driver's names."""
+        """Figures, by the driver's names for them."""
 
     @property
     def texts(self) -> dict[str, str]:
-        """By the driver's names, for example Assembly."""
+        """Texts, by the driver's names for them, for example Assembly."""
 
 class Pace:
     """How much work fits into a slice, learned from runs."""
@@ -164,7 +164,7 @@ class Pace:
 
     def units(self, kernel: str, flops_per_unit: float) -> int: ...
     def learn(self, kernel: str, flops: float, seconds: float, first: bool) -> None:
-        """first: it was its program's first run, which teaches nothing."""
+        """first: True for a program's first run, from which nothing is learned."""
 
     def throttle(self, seconds: float) -> None:
         """Adds `seconds` to every run from now on."""
@@ -192,11 +192,11 @@ class Tensor:
     def shape(self) -> tuple[int, ...]: ...
     @property
     def index(self) -> bool:
-        """Whole numbers, int64 on the host; otherwise float32."""
+        """True for whole numbers (int64 on the host), False for float32."""
 
     @property
     def below(self) -> int:
-        """Above all whole numbers."""
+        """For whole numbers: a number above all values."""
 
     @property
     def nbytes(self) -> int: ...
@@ -214,11 +214,11 @@ class Points:
     def storage(self) -> Storage: ...
     @property
     def nbytes(self) -> int:
-        """Of device memory."""
+        """Bytes of device memory."""
     def update(self, points: _Floats) -> None: ...
     def update_some(self, points: _Floats, first: int) -> None: ...
     def update_named(self, points: _Floats, ids: _Ids) -> None:
-        """No id may be there twice."""
+        """ids must not hold an id twice."""
 
 class Memory:
     """One allocation on the device."""
@@ -327,12 +327,12 @@ class Engine:
         grad_energy: _Rows,
         grad_score: _Rows,
     ) -> tuple[_Rows, _Floats | tuple[Tensor, Tensor, int], _Rows, _Rows, _Rows]:
-        """Gradients of x, points, logw, kappa, log_background. That of the points is an array
-        (N, d); or, as tensors, the ids (M,) of those that occur, ascending, and their rows (M, d),
-        and N."""
+        """Gradients of x, points, logw, kappa, log_background. If all arguments are arrays, the
+        gradient of the points is an array (N, d). Otherwise it is the ids (M,) of the points that
+        occur, ascending, their rows (M, d), and N."""
 
     def vmf_sample(self, mu: _Rows, cosine_sine: _Rows, seed: int, first_row: int) -> _Rows:
-        """cosine_sine (B, 2): of the angle between each sample and its mean."""
+        """cosine_sine (B, 2): cosine and sine of the angle between each sample and its mean."""
 
     def accumulate(
         self, x: _Rows, ids: _Rows, responsibilities: _Rows, tokens: _Rows, n: int
@@ -342,7 +342,7 @@ class Engine:
     def energy(
         self, x: _Rows, points: Points, ids: _Rows, logw: _Rows, kappa: _Rows, log_background: _Rows
     ) -> tuple[_Rows, _Rows, _Rows]:
-        """energy, responsibilities, background: the score isn't kept."""
+        """energy, responsibilities and background of `energy_score`, without the score."""
 
     # Made from operations.toml by csrc/operations.py:
 
@@ -408,28 +408,31 @@ class Engine:
     # End of what is made.
 
     def probe(self, function: int, arguments: _Words, key: _Words) -> _Words:
-        """Functions of the shaders' math.glsl and philox.glsl, row by row; (rows, 4) in and out."""
+        """A function of the shaders' math.glsl or philox.glsl, applied to each row. Arguments and
+        results are (rows, 4)."""
 
     def move_words(self, words: list[int], moves: list[tuple[int, int, int]]) -> list[int]:
-        """The words after moves within one device buffer, each (from, to, number of words)."""
+        """The words after moves within one device buffer. A move is (from, to, number of words)."""
 
     def probe_sort(
         self, keys: _Words, tokens: _Words, per_token: int, limit: int
     ) -> tuple[_Words, _Words, _Words, _Words]:
-        """The sort of entries alone. Entry e has keys[e] and, if per_token isn't 0, tokens[e //
-        per_token]. Returns the sorted entries; and of each segment, which has the same key and
-        token, its start (and behind the last one its end), its key and its token. Keys from `limit`
-        on are in no segment."""
+        """Only the sort of entries. Entry e has keys[e] and, if per_token isn't 0, tokens[e //
+        per_token]. Entries with the same key and token form a segment. Returns the sorted entries,
+        the segments' starts followed by the end of the last segment, their keys, and their tokens.
+        Keys from `limit` on are in no segment."""
 
     def time_copy(self, size: int, times: int, repeats: int) -> list[float]:
-        """Seconds of each of `repeats` submissions, here and below: `times` copies of `size` bytes
-        on the device."""
+        """Seconds of each of `repeats` submissions. Each makes `times` copies of `size` bytes on
+        the device."""
 
     def time_fma(self, rows: int, rounds: int, repeats: int) -> list[float]:
-        """`rows` invocations with 128 `rounds` float32 fused multiply-adds each."""
+        """Seconds of each of `repeats` submissions. In each, `rows` invocations do 128 * rounds
+        float32 fused multiply-adds."""
 
     def time_product(self, rows: int, columns: int, d: int, repeats: int) -> list[float]:
-        """The scoring kernel alone: rows x columns scores of dimension d."""
+        """Seconds of each of `repeats` submissions of the scoring kernel alone: rows x columns
+        scores of dimension d."""
 
     def counts(self) -> dict[str, Count]: ...
     def set_scoring(self, scoring: Scoring) -> None: ...
@@ -438,21 +441,22 @@ class Engine:
         """Bytes of device memory held now."""
 
     def set_coarse(self, coarse: bool | None) -> None:
-        """Whether `topk` of float32 points begins with float16 scores; None: where that pays."""
+        """True if `topk` of float32 points must begin with float16 scores, False if it must not.
+        None: it does so when that is faster."""
 
     def set_resident(self, resident: bool | None) -> None:
-        """Whether integrators hold a chain's candidates in registers, where these have room; None:
-        on a GPU."""
+        """True if integrators hold a chain's candidates in registers whenever they fit, False if
+        never. None: only on a GPU."""
 
     def throttle(self, seconds: float) -> None:
         """For tests: a clock that adds `seconds` to every run from now on."""
 
     def coarse_count(self) -> tuple[int, int]:
-        """Rows of `topk` that began with float16, and those of them that had to be done again in
-        float32."""
+        """The number of rows of `topk` that began with float16, and how many of them had to be
+        computed again in float32."""
 
     def pipelines(self, queries: int, d: int, k: int) -> list[PipelineKey]:
-        """The pipelines that the operations use at these sizes; none of them is made."""
+        """The pipelines that the operations use at these sizes. No pipeline is made."""
 
     def used_pipelines(self) -> list[PipelineKey]: ...
     def variant_of(self, key: PipelineKey) -> Variant: ...
@@ -462,12 +466,13 @@ class Engine:
     def inspect_spirv(
         self, spirv: bytes, bindings: int, push_bytes: int, constants: Sequence[int], subgroup_size: int
     ) -> MachineCode:
-        """Compiles a module with storage buffers 0 to bindings - 1; `constants` by id, from 0."""
+        """Compiles a module with storage buffers 0 to bindings - 1. constants: the value of each
+        specialisation constant, from id 0 on."""
 
     def used_kernels(self) -> list[tuple[str, Variant, Storage]]:
         """The shaders of the manifest that this engine has run."""
     def damaged_guards(self) -> str:
-        """With Options.guard: empty where no kernel wrote outside its buffers."""
+        """With Options.guard: the first write outside a buffer; empty if there was none."""
 
     def take_messages(self) -> list[str]:
         """With Options.validate: what the validation layer said since the last call."""
@@ -483,26 +488,27 @@ def profiles() -> list[str]:
     """Names for Options.pretend."""
 
 def tilings(device: Capabilities) -> list[tuple[int, str]]:
-    """From how many queries on which tiling of the scores is chosen."""
+    """Pairs (queries, tiling): the tiling of scores that is chosen from that many queries on."""
 
 def barriers_between(commands: list[list[tuple[int, int, int, bool]]]) -> list[bool]:
-    """For each command, whether a barrier is needed before it.
+    """For each command, True if it needs a barrier before it.
 
-    A command is given by the ranges that it touches: buffer, begin, end, and whether it writes.
+    A command is given by the ranges that it touches: buffer, begin, end, and True if it writes.
     """
 
 def arrange(tensors: list[tuple[int, int, int]], alignment: int) -> tuple[list[int], int]:
-    """Offsets in one allocation, and its size, for tensors (bytes, first node, last node)."""
+    """The offset of each tensor in one allocation, and the size of the allocation. A tensor is
+    (bytes, first node, last node)."""
 
 def loader_version() -> int:
-    """As VK_API_VERSION; Unavailable where there is no loader."""
+    """The version of the Vulkan loader, as VK_API_VERSION. Raises Unavailable if there is none."""
 
 def inject_fault(function: str, nth: int, result: int) -> None:
-    """The nth call from now of a Vulkan function returns `result` (a VkResult) and does nothing; 0
-    takes it back."""
+    """The nth call from now of a Vulkan function will return `result` (a VkResult) and do nothing.
+    nth = 0 cancels this."""
 
 def calls_of(function: str) -> int:
     """How often a wrapped Vulkan function was called."""
 
 def wrapped_functions() -> list[str]:
-    """Functions whose calls can be made to fail, once a device was opened."""
+    """Functions whose calls `inject_fault` can make fail, after a device was opened."""

@@ -194,7 +194,7 @@ def shaders(kernel: Kernel) -> list[Shader]:
 
 
 def source_of(kernel: Kernel) -> str:
-    """The kernel's file, relative to this folder. Raises SystemExit unless there is one."""
+    """The kernel's file, relative to this folder. Raises SystemExit unless exactly one exists."""
     found = sorted(HERE.glob(f"*/{kernel.table}.comp"))
     if len(found) != 1:
         raise SystemExit(f"kernels.toml: [{kernel.table}] needs one file */{kernel.table}.comp; there are {len(found)}")

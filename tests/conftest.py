@@ -15,11 +15,12 @@ from hypothesis import settings
 import ebmvk  # noqa: F401  # before torch is imported
 
 PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-"""How many run the tests, each its part of them."""
+"""The number of processes that run the tests; each runs a part of them."""
 PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 THREADS = max(1, PROCESSORS // PROCESSES)
-"""Of each process. With more of them than processors, a thread waits for others that have none: a
-small model took twice the processor time. Tests of several threads ask for them themselves."""
+"""Threads of each process. With more threads than processors, threads wait for others that have no
+processor: a small model took twice the processor time. Tests of several threads set their own
+number."""
 if PROCESSES > 1:
     for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):  # of torch and of tokenizers, here and in programs that start
         os.environ.setdefault(name, str(THREADS))
@@ -28,7 +29,7 @@ settings.register_profile("ebmvk", deadline=None, derandomize=True)
 settings.load_profile("ebmvk")
 
 os.environ.setdefault("EBMVK_CACHE_DIR", "off")
-gc.disable()  # nothing that is collected becomes garbage
+gc.disable()  # nothing that pytest collects becomes garbage
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,8 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Modules and tests are a million objects that stay until the end. The kernels' threads don't
-    depend on the environment."""
+    """Take modules and tests out of garbage collection: they are a million objects that stay until
+    the end. Also set the number of the kernels' threads, which the environment doesn't set."""
     with contextlib.suppress(ImportError):  # the extension may not be built
         from ebmvk import _cpu
 

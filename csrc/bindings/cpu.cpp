@@ -42,8 +42,8 @@ std::unique_ptr<CoarsePoints> NewCoarsePoints(const Floats& points) {
   return std::make_unique<CoarsePoints>(data, n, d);
 }
 
-// First by the coarse product; then, without it, the rows that its bound did not prove. Returns the
-// number of these rows.
+// Computes top-k with the coarse product, then without it for the rows that its bound did not prove.
+// Returns the number of these rows.
 size_t TopKInTwo(const TopKProblem& problem, const CoarsePoints& coarse, float* scores, int64_t* ids) {
   std::vector<size_t> failed;
   CoarseTopK(problem, coarse, scores, ids, failed);
@@ -131,7 +131,7 @@ Floats NormalsOf(uint64_t seed, uint32_t first_step, size_t steps, uint32_t firs
   return out.value;
 }
 
-// x and out: arrays of one size, float32, or uint16 that hold bfloat16.
+// x and out: arrays of one size, either float32 or bfloat16 stored as uint16.
 template <class T>
 void DropInto(const Array<T>& x, Array<T> out, uint64_t seed, uint32_t step, uint32_t place, uint64_t first,
               uint32_t threshold) {

@@ -19,7 +19,7 @@ namespace ebmvk {
 
 namespace py = pybind11;
 
-// Words for a SPIR-V module, in bytes.
+// The words of a SPIR-V module as bytes.
 inline py::bytes as_bytes(const std::uint32_t* words, std::size_t bytes) {
   return py::bytes(reinterpret_cast<const char*>(words), bytes);
 }

@@ -37,8 +37,8 @@ inline const Floats& matrix(const Floats& array, const char* name) {
   return array;
 }
 
-// What the engine gets of an argument, which is an array of T or a tensor of this engine and must
-// outlive it. Throws invalid_argument if it is neither, or if its shape isn't `sizes`.
+// An argument as the engine takes it. `value` is an array of T or a tensor of this engine, and must
+// outlive the result. Throws invalid_argument if it is neither, or if its shape isn't `sizes`.
 template <typename T>
 Argument<T> argument(const Engine& engine, const py::handle& value, const char* name,
                      std::initializer_list<py::ssize_t*> sizes) {
@@ -77,7 +77,7 @@ inline bool any_tensor(std::initializer_list<py::handle> values) {
 }
 
 // Where a result goes: a new array, or a new tensor if an argument is one. Rows of coordinates are
-// padded to quads. below: of indices.
+// padded to quads. below: for indices, a number above all of them.
 template <typename T>
 struct Made {
   py::object value;

@@ -1,4 +1,4 @@
-// What plans are made with, for tests from Python: barriers and arenas.
+// Lets tests in Python call the functions that plan barriers and arenas.
 #pragma once
 
 #include "vulkan/runtime/arena.h"

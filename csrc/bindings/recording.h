@@ -78,7 +78,7 @@ inline py::array dense(const py::handle& value) {
 inline Recording::Ran run_recording(Recording& recording, const py::dict& up, const py::dict& down) {
   std::vector<Recording::Source> sources;
   std::vector<Recording::Target> targets;
-  std::vector<py::array> held;  // as long as it runs
+  std::vector<py::array> held;  // keeps the arrays alive during the run
   for (const auto& [slot, value] : up) {
     held.push_back(dense(value));
     sources.push_back(

@@ -98,7 +98,7 @@ py::tuple accumulate_on_device(Engine& engine, const AccumulateArguments& in) {
     const ReleaseGil release;
     return engine.tensor({rows, width, pitch, vector, element});
   };
-  const auto room = std::max(in.rows, 1u) * in.k;  // of the program, also without rows
+  const auto room = std::max(in.rows, 1u) * in.k;  // the program's tensors have at least one row
   const auto mass = tensor(in.n, 1, 1, true, Element::float32);
   const auto resultant = tensor(in.n, in.d, 4 * quads_of(in.d), false, Element::float32);
   const auto splat_token = tensor(room, 2, 2, false, Element::index);
@@ -193,7 +193,7 @@ void update_some(Points& points, const Floats& rows, std::uint32_t first) {
   const auto some = matrix(rows, "points").shape(0);
   require(rows, "points", {some, static_cast<py::ssize_t>(points.d())});
   if (some > static_cast<py::ssize_t>(points.n()) - static_cast<py::ssize_t>(first))
-    throw std::invalid_argument("first and the number of rows are more than the points have");
+    throw std::invalid_argument("the rows from first on are more than the points have");
   const auto* data = rows.data();
   const ReleaseGil release;
   points.update(data, first, static_cast<std::uint32_t>(some));

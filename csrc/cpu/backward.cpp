@@ -28,7 +28,7 @@ void BackwardRow(const Gathered& c, const BackwardSpace& s, float grad_energy, c
   for (size_t j = 0; j < k; ++j) mean += static_cast<double>(s.weight[j]) * c.kappa[j] * s.along_w[j];
   for (size_t j = 0; j < k; ++j) {
     const float rho = s.weight[j], kappa = c.kappa[j];
-    // Subtract first: if one candidate has all the weight, both are large and equal.
+    // Subtract first: if one candidate has all the weight, both terms are large and equal.
     const double above = static_cast<double>(kappa) * s.along_w[j] - mean;
     const float slope = static_cast<float>(rho * (above - grad_energy));
     out.logw[row * k + j] = slope;

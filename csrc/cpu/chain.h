@@ -22,7 +22,7 @@ struct Chain {
   float *x, *v, *pull, *noise;  // padded with zeros
   float* start;                 // x, v and pull before a GHMC trajectory, one after the other
   float vv = 0;                 // |v|^2
-  double heat = 0;              // what the O of this step have added to |v|^2 / 2
+  double heat = 0;              // what the O moves of this step have added to |v|^2 / 2
   float energy = 0;
   float tangency = 0;             // maximum over the steps
   double kinetic = 0, error = 0;  // sums over the steps; so is the next

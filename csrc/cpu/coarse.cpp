@@ -17,7 +17,7 @@
 //   invalidate it.
 //
 // The points that remain are scored in float32 with the same operations in the same order as in
-// cpu_topk.cpp. So both give the same bits, whatever points a thread happened to see.
+// topk.cpp. So both give the same bits, whatever points a thread happened to see.
 //
 // Panels are visited in an order that spreads over the store. The first ones only feed the groups,
 // so that no candidate is kept before a bar exists; they are visited again at the end.
@@ -68,8 +68,8 @@ struct Candidate {
 
 // float32 scores of 16 points. As in topk.cpp, each product is summed over coordinates in order
 // by fused multiply-adds. Four coordinates of four times four points are loaded and transposed
-// within 128-bit lanes. Rows are scattered in memory, so those of `next` are prefetched at the same
-// pace, four lines of the 16 each time.
+// within 128-bit lanes. Rows are scattered in memory, so the rows `next` are prefetched at the same
+// pace: each time a cache line of four of the 16 rows.
 EBMVK_AVX512 void Score16(const float* query, const float* const (&row)[16], const float* const (&next)[16], size_t d,
                           float* out) {
   __m512 sum = _mm512_setzero_ps();
@@ -168,8 +168,8 @@ class Findings {
   Candidate* begin(size_t row) { return all_.data() + row * capacity_; }
   Candidate* end(size_t row) { return begin(row) + count_[row]; }
 
-  // Adds those of the 16 points from id `first` on that are `in`. They are few; no branch per
-  // point.
+  // Of the 16 points from id `first` on, adds those whose bit is set in `in`. They are few, so there
+  // is no branch per point.
   EBMVK_AVX512 void Push(size_t row, __m512 high, __mmask16 in, size_t first) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i ids = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(first)));

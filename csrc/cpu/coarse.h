@@ -37,8 +37,8 @@ class CoarsePoints {
   // coarse_product.h).
   size_t blocks() const { return blocks_; }
   const uint8_t* panel(size_t p) const;
-  // Per point: the size of a step, |row - rounded row|, and the larger of both lengths; rounded up
-  // where a bound uses it.
+  // Per point: the size of a step, |row - rounded row|, and the larger of both lengths. Numbers that
+  // a bound uses are rounded up.
   const float* step() const { return step_.data(); }
   const float* residual() const { return residual_.data(); }
   const float* norm() const { return norm_.data(); }

@@ -10,7 +10,7 @@
 
 namespace ebmvk {
 
-// More than all roundings in the computation of a bound.
+// A factor that outweighs all roundings in the computation of a bound.
 constexpr double kInflate = 1 + 1e-5;
 // The largest norm and scale for which the bounds hold: no product of three overflows, and whatever
 // underflows is far below the bounds' absolute term.

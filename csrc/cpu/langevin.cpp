@@ -265,8 +265,8 @@ void RunSteps(const Gathered& c, const Level& level, const ChainParams& p, size_
   s.energy = force.energy;
 }
 
-// All steps of one level with the integrator of number p.integrator. Template parameters, because a
-// lambda would not be compiled for this instruction set.
+// All steps of one level with the integrator of number p.integrator. A template chooses it, because
+// a lambda would not be compiled for this instruction set.
 template <size_t I = 0>
 void RunWith(const Gathered& c, const Level& level, const ChainParams& p, size_t d, uint32_t first_step, Chain& s) {
   if (p.integrator == I) {
@@ -280,8 +280,8 @@ void RunLevel(const Gathered& c, const Level& level, const ChainParams& p, size_
   RunWith(c, level, p, d, first_step, s);
 }
 
-// |v|^2 of a state from outside, summed exactly as at the end of a step, so that a trajectory may
-// be cut anywhere.
+// |v|^2 of a state that a call begins with, summed exactly as at the end of a step, so that a
+// trajectory may be cut anywhere.
 float SquaredNorm(const float* v, size_t n) {
   Sums sums;
   for (size_t i = 0; i < n; i += 2 * kLanes) {

@@ -47,7 +47,7 @@ struct ThreadPool::State {
     workers.reserve(threads);
     try {
       for (size_t thread = 1; thread < threads; ++thread) workers.emplace_back([this, thread] { Loop(thread); });
-    } catch (const std::exception&) {  // no more threads can be started; continue with those there are and the caller
+    } catch (const std::exception&) {  // no more threads can be started; continue with these and the caller
     }
   }
 
@@ -100,7 +100,7 @@ void ThreadPool::Run(size_t tasks, const Work& work) {
   }
   State& s = *state_;
   std::lock_guard<std::mutex> turn(s.turn);
-  if (tasks == 1) {  // to wake the workers takes longer than most, and on a busy machine each of them is waited for
+  if (tasks == 1) {  // waking workers takes longer than most tasks, and on a busy machine we wait for each
     work(0, 0);
     return;
   }

@@ -22,7 +22,7 @@ class ThreadPool {
 
   size_t threads() const { return threads_; }
 
-  // Blocks until all tasks are done; the caller works, too, and alone on a single task. Calls from
+  // Blocks until all tasks are done. The caller works, too; a single task it does alone. Calls from
   // several threads take turns.
   // If a task throws, the first exception is rethrown here and the remaining tasks are dropped.
   // Restarts its threads after fork().

@@ -14,7 +14,7 @@ HWY_BEFORE_NAMESPACE();
 namespace ebmvk::HWY_NAMESPACE {
 namespace {
 
-// A tile is kQueries x (two vectors of points) in registers: 24 accumulators of 32 registers, or 12
+// A tile is kQueries x (two vectors of points) in registers: its sums take 24 of 32 registers, or 12
 // of 16.
 constexpr size_t kQueries = kLanes == 16 ? 12 : 6;
 constexpr size_t kPanel = 2 * kLanes;
@@ -77,7 +77,7 @@ struct Affine {
   }
 };
 
-// Offers a panel's points to a row's selection, given their products with it.
+// Offers a panel's points to a row's selection, given their products with the row.
 inline void Offer(const VF (&sum)[2], const Affine& affine, size_t first, size_t count, size_t row,
                   Selection& selection) {
   const float threshold = selection.threshold(row);
@@ -111,14 +111,14 @@ size_t FewQueries() { return 0; }
 
 void ScoreFew(const TopKProblem&, size_t, size_t, size_t, size_t, Selection&) {}
 #else
-// For at most this many queries panels are not packed; 8 queries then take a third (AVX3) to a half
-// (AVX2, SSE4) of the time.
+// For at most this many queries, panels are not packed. That divides the time of 8 queries by three
+// (AVX3) or two (AVX2, SSE4).
 constexpr size_t kFew = 8;
 
 size_t FewQueries() { return kFew; }
 
-// Four coordinates of kLanes / 4 points that are `stride` apart; each block of four lanes has one
-// point's.
+// Four coordinates of kLanes / 4 points that are `stride` apart. Each block of four lanes has the
+// coordinates of one point.
 template <class D>
 hn::Vec<D> LoadBlocks(D tag, const float* from, size_t stride) {
   if constexpr (hn::MaxLanes(D()) == 4) {
@@ -146,8 +146,8 @@ inline void LoadColumns(const float* from, size_t d, VF (&column)[4]) {
 }
 
 // Tile() for kRows queries and a panel in the caller's own memory. A panel is read in kPanel
-// streams, which processors prefetch badly. So lines are prefetched kAhead coordinates in advance,
-// at the end those of `next`.
+// streams, which processors prefetch badly. So lines are prefetched kAhead coordinates in advance;
+// at the end of a panel, lines of `next`.
 template <size_t kRows>
 inline void FewTile(const float* queries, const float* points, const float* next, size_t d, VF (&sum)[kRows][2]) {
   constexpr size_t kAhead = 96, kLine = 16;
@@ -155,7 +155,7 @@ inline void FewTile(const float* queries, const float* points, const float* next
   for (size_t r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = hn::Zero(F32());
   size_t i = 0;
   for (; i + 4 <= d; i += 4) {
-    // A quarter of the points each time, because a line lasts for four iterations.
+    // Prefetch for a quarter of the points each time, because a line lasts for four iterations.
     const float* fetch = i + ahead < d ? points + i + ahead : next + i + ahead - d;
     fetch += i % kLine / 4 * (kPanel / 4) * d;
 #pragma GCC unroll 8

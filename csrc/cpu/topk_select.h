@@ -17,8 +17,8 @@ struct Hit {
 // The order of results: higher scores first, ties by lower id.
 inline bool Better(const Hit& a, const Hit& b) { return a.score > b.score || (a.score == b.score && a.id < b.id); }
 
-// Selections for `rows` queries, with room for 2 k entries and a panel, so that there is at most
-// one cut per k arrivals.
+// Selections for `rows` queries, with space for 2 k entries and a panel, so that a selection is cut
+// at most once per k arrivals.
 class Selection {
  public:
   Selection(size_t rows, size_t k, size_t panel)

@@ -161,8 +161,8 @@ class Model:
         """The composition (d,) of two texts (of their points) or of two unit vectors; it is a unit
         vector.
 
-        The model learned to compose the context vectors of one text. For two texts the result is
-        what it makes of them.
+        The model learned to compose the context vectors of one text. Two texts are composed in the
+        same way, which was never trained.
 
         >>> model.compose("the cat", "a house").shape == (model.d,)
         True
@@ -266,7 +266,7 @@ class Model:
         return self.generate(prompt, max_tokens, strategy=GREEDY, sampler="exact")
 
     def generate_nucleus(self, prompt: str, max_tokens: int = 100, p: float = 0.9, *, seed: int = 42) -> str:
-        """`generate`, but only from the fewest most probable tokens that make up p."""
+        """`generate` from the fewest most probable tokens whose probabilities add up to p."""
         return self.generate(prompt, max_tokens, sampler="exact", seed=seed, top_p=p)
 
     def generateV2(  # noqa: N802  # its name in the original system

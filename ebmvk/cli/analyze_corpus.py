@@ -30,17 +30,17 @@ MODEL = "minillm"
 @dataclass(frozen=True)
 class AnalyzeCommand:
     dataset: Path  # A text file, or a folder of text files.
-    # The line that separates documents. By default <|doc|> and <|endoftext|> do.
+    # The line that separates documents. By default <|doc|> or <|endoftext|>.
     separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     # In folders, also read files whose names match, for example '*.py'.
     include: Include = ()
     raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
-    # What cuts text into tokens. bpe: trained on this text; char: one token per character; gpt2; or
-    # the path of a tokenizer.json.
+    # How to cut text into tokens. bpe: trained on this text; char: one token per character; gpt2;
+    # or the path of a tokenizer.json.
     tokenizer: str = "bpe"
     # The token of a tokenizer.json that ends a document. By default its usual end-of-text token.
     end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None
-    # The number of tokens for bpe. By default that of the suggested preset.
+    # The number of tokens for bpe. By default the suggested preset's number.
     vocab_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     # The folder that contains gpt2-bpe, for --tokenizer gpt2. By default EBMVK_DATA_DIR.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -70,7 +70,7 @@ def _analyze(command: AnalyzeCommand) -> int:
     documents = read.texts
     preset = preset_for(documents)
     recipe = presets.recipe(MODEL, preset)
-    # Training learns its tokens on this part
+    # Training makes its tokens from this part only
     corpus = Corpus(command.dataset.name, "", {"train": hold_out(documents)[0]})
     folders = [path for path, _ in data_folders(command.data_dir)]
     vocab_size = command.vocab_size or recipe["vocab_size"]
@@ -95,8 +95,8 @@ def _analyze(command: AnalyzeCommand) -> int:
         least, most = REACHED
         print(
             f"expect      perplexity {low:.1f} to {high:.1f} per token of the last tenth, which training holds out. "
-            f"That is {least:g} to {most:g} times the perplexity of a trigram (and at least 1), which was fitted on "
-            f"{found.fitted:,} tokens and measured on {found.measured:,}"
+            f"That is {least:g} to {most:g} times the perplexity of a trigram, which was fitted on {found.fitted:,} "
+            f"tokens and measured on {found.measured:,} (and at least 1)"
         )
     for line in _commands(command, found):
         print(line)
@@ -104,7 +104,8 @@ def _analyze(command: AnalyzeCommand) -> int:
 
 
 def _commands(command: AnalyzeCommand, found: Analysis) -> Iterator[str]:
-    """Yields the commands to type next; other separators must be replaced before training."""
+    """Yields the commands to type next. If training doesn't know the separator, the first command
+    replaces it."""
     from ebmvk.data.splitting import STANDARD
 
     text = command.dataset

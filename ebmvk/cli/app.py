@@ -53,7 +53,7 @@ def _help() -> list[str]:
         for name, what in commands.items():
             lines += textwrap.wrap(f"  {name:<18}{what}", width, subsequent_indent=" " * 20, break_on_hyphens=False)
     notes = (
-        "`python -m ebmvk COMMAND` does the same. `ebmvk --version` prints the version, and "
-        "`ebmvk --print-completion bash` (or zsh, fish) a script that completes commands and flags."
+        "`python -m ebmvk COMMAND` does the same. `ebmvk --version` prints the version. "
+        "`ebmvk --print-completion bash` (or zsh, fish) prints a script that completes commands and flags."
     )
     return [*lines, "", *textwrap.wrap(notes, width, break_on_hyphens=False)]

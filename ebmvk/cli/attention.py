@@ -24,14 +24,14 @@ class AttentionCommand:
     out: Path  # Folder for attention.json, attention.svg and, if the model has experts, experts.csv.
     checkpoint: Path = Path(NEWEST)  # A run folder (latest complete checkpoint), RUN/best, or a checkpoint.
     text: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # Text to read; default: start of validation.
-    tokens: int = 48  # Read at most this many tokens of it.
+    tokens: int = 48  # Read at most this many tokens of the text.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Path of the run's text, if it has moved.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; default: EBMVK_DATA_DIR.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
 
 FLAGS = flags.flags_of(AttentionCommand)
-EXPERT_TOKENS = 32_768  # tokens of validation that show what experts are for
+EXPERT_TOKENS = 32_768  # validation tokens that show what experts are for
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +82,7 @@ def _write(out: Path, found: dict[str, Any], experts: Sequence[Sequence[str | in
 
 
 def _print(found: dict[str, Any]) -> None:
-    print(f"{'layer':<28}{'head':>5}{'entropy':>10}{'back':>8}    (entropy in nats; mean tokens back)")
+    print(f"{'layer':<28}{'head':>5}{'entropy':>10}{'back':>8}    (entropy in nats; back: mean distance in tokens)")
     for own in found["attention"]:
         for head, (nats, back) in enumerate(zip(own["entropy"], own["distance"], strict=True), start=1):
             print(f"{own['layer']:<28}{head:>5}{nats:>10.3f}{back:>8.2f}")

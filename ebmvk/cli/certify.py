@@ -35,11 +35,11 @@ Record = dict[str, Any]
 @dataclass(frozen=True)
 class CertifyCommand:
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
-    # Test tokens in contexts of this run's validation text; otherwise of made-up laws.
+    # Test tokens in contexts of this run's validation text; otherwise in made-up contexts.
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     # Where that run's text is, if it has moved.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
-    quick: bool = False  # Fewer chains: below a minute on two cores, but small errors go unseen.
+    quick: bool = False  # Use fewer chains: takes less than a minute on two cores, but misses small errors.
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # Write all figures to this file.
     plots: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None  # Draw pictures into this folder (SVG).
     seed: int = 42  # The same seed gives the same figures on one device.

@@ -12,10 +12,10 @@ GROUPS: dict[str, dict[str, str]] = {
         "train": "train a model on text; writes a run folder with checkpoints, metrics and a report",
         "pretrain": "train embeddings and trunk only; `ebmvk train --init RUN` continues with the whole model",
         "evaluate": "exact likelihood of a text: perplexity per token and word, bits per byte",
-        "diagnose": "what is fine with a checkpoint, what is not, and what to change; compares several",
+        "diagnose": "what is fine with a checkpoint, what is not, and what to change; can compare several",
         "attention": "pictures and figures of what each head looks at and what experts specialise in",
-        "sweep": "a table of training runs with verdicts; resumable, parallel, with a search",
-        "harness": "tasks of lm-evaluation-harness (an extra); takes the flags of lm_eval too",
+        "sweep": "train a table of runs, or search settings, and print verdicts; can resume and run in parallel",
+        "harness": "run tasks of lm-evaluation-harness (an extra); also takes the flags of lm_eval",
     },
     "Write text": {
         "generate": "write text; on a terminal it asks for prompts",

@@ -25,15 +25,15 @@ from ebmvk.sampling.registry import SamplerName
 class CompareCommand:
     # The model: a run folder (its latest complete checkpoint), RUN/best, or a checkpoint folder.
     checkpoint: Path = Path(NEWEST)
-    # Another run that scores the texts too; it may have other tokens.
+    # Another run that scores the texts too; it may have another tokenizer.
     judge: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     # Named strategies to compare, such as nucleus or greedy; by default all.
     strategy: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     # Settings of your own: any of these adds a row, "custom".
     token_law: Strategy = field(default=UNCHANGED, metadata={"group": 'Settings of the row "custom"'})
     prompts: int = 100  # Number of passages of the validation text to continue.
-    prompt_tokens: int = 32  # Number of tokens of each passage that the model is given.
-    max_tokens: int = 128  # Number of tokens that it writes.
+    prompt_tokens: int = 32  # Number of tokens of each passage that are given to the model.
+    max_tokens: int = 128  # Number of tokens that the model writes.
     # How tokens are drawn; the documentation compares the samplers.
     sampler: Annotated[SamplerName, tyro.conf.arg(help=registry.HELP)] = registry.WITHOUT_STATES
     seed: int = 42  # The same seed gives the same texts.
@@ -52,7 +52,7 @@ COLUMNS = {
     "PPL/token": ("perplexity", ".1f"),
 }
 """{head: (figure, format)}."""
-REPEATS = 0.02  # share of tokens beyond that of human text from which repetition is worth a word
+REPEATS = 0.02  # advise against repetition if the share of repeated tokens exceeds that of human text by this
 FLAGS = flags.flags_of(CompareCommand)
 
 

@@ -19,7 +19,7 @@ from ebmvk.runs.layout import NEWEST
 
 @dataclass(frozen=True, kw_only=True)
 class ComposeCommand:
-    text: tyro.conf.UseAppendAction[tuple[str, ...]]  # A text. Give the flag twice.
+    text: tyro.conf.UseAppendAction[tuple[str, ...]]  # One of the two texts. Give the flag twice.
     # A run folder (its latest complete checkpoint), RUN/best, or a checkpoint folder.
     checkpoint: Path = Path(NEWEST)
     k: int = 10  # The number of nearest tokens to show.

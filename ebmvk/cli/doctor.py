@@ -6,7 +6,7 @@ about the devices into one file, to be sent with an issue.
 
 Exit status: 0 if everything tested is right; 1 if an operation is wrong or fails, or if the device
 of `--device auto` can't be opened; 2 for an unknown flag, or a device or checkpoint that can't be
-opened. With `--report`, 1 for anything that failed; a file that can't be written is 2.
+opened. With `--report`: 1 if anything failed, 2 if the file can't be written.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def _look_at(path: Path, device: str, *, as_json: bool) -> int:
 
 
 def _errors(run: OpenRun, device: Device) -> Iterator[tuple[str, float, float]]:
-    """(name, error, largest allowed error) of laws that hold for every model, whatever its text
-    was.
+    """(name, error, largest allowed error) of equations that hold for every model, whatever its
+    text was.
     """
     import torch
 
@@ -203,8 +203,8 @@ def _operation(check: Check) -> Record:
 
 
 def _status(devices: list[Record], chosen: str) -> int:
-    """1 if an operation is wrong, or if a device can't be opened that is `chosen` or was found to
-    be usable.
+    """1 if an operation is wrong, or if a device can't be opened although it is `chosen` or was
+    found to be usable. Otherwise 0.
     """
     wrong = any(not operation["ok"] for device in devices for operation in device["operations"])
     failed = [device["device"].split(":")[0] for device in devices if device["failure"]]

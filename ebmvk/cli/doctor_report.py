@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 CALIBRATED = 20.0
-"""Seconds per device from which on the ceilings are measured at their full sizes."""
+"""With at least this many seconds per device, the ceilings are measured at their full sizes."""
 
 
 class Report:
-    """A record and the file that has it.
+    """A record, and the file that it is written to.
 
     Args:
         about: facts about the machine, known before anything runs.
@@ -51,7 +51,7 @@ class Report:
             self.path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise StorageError(
-                f"--report {self.path} can't be written: {error.strerror}", hint="name a file in a folder of yours"
+                f"--report {self.path} can't be written: {error.strerror}", hint="name a file in another folder"
             ) from error
 
     def part(self, name: str, body: Callable[[], None]) -> None:
@@ -88,7 +88,7 @@ def _checks(found: Record) -> list[Record]:
 
 
 def _device(report: Report, found: Record, seconds: float) -> None:
-    """Each part opens the device again, as it may have been lost in the part before."""
+    """Each part opens the device again, because the part before may have lost it."""
     from ebmvk.engine import select, selftest
 
     name, end = found["device"], perf_counter() + seconds
@@ -170,7 +170,7 @@ def _kernels(backend: Backend) -> list[str]:
 
 
 def _at(error: Exception) -> list[str]:
-    """Where an error came from, outermost call first; no folders, as their names may be personal.
+    """The calls that led to an error, outermost first. Folders are left out: they may be personal.
 
     Empty for an EbmvkError, whose text says everything.
     """
@@ -181,7 +181,7 @@ def _at(error: Exception) -> list[str]:
 
 
 def impersonal(value: Any) -> Any:
-    """The same record without the home folder and the user's name in its texts."""
+    """The record, without the home folder and the user's name in its texts."""
     if isinstance(value, dict):
         return {key: impersonal(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

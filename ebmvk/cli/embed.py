@@ -21,7 +21,7 @@ from ebmvk.runs.layout import NEWEST
 class EmbedCommand:
     # A run folder (its latest complete checkpoint), RUN/best, or a checkpoint folder.
     checkpoint: Path = Path(NEWEST)
-    text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # A text.
+    text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # A text to embed.
     # A file with one text per line.
     file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     # Which vector to return. point: where the model expects the next token; local, medium, global:

@@ -39,23 +39,23 @@ class EvaluateCommand:
     """Flags of `ebmvk evaluate`; the comments are their help texts."""
 
     checkpoint: Path = Path(NEWEST)  # A run (its newest usable checkpoint), RUN/best, or one checkpoint.
-    dataset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None  # The text; by default the run's own.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None  # The text to score; by default the run's own.
     data_dir: Folder = None  # Folder of local data sets; by default EBMVK_DATA_DIR.
     include: Include = ()  # Also read files with these names in the folder --dataset, for example '*.py'.
     raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
-    test_file: File = None  # Score all of this text file instead.
-    tokenizer: Folder = None  # The run's own tokenizer, for checking only; another one is refused.
+    test_file: File = None  # Score all of this text file instead of --dataset.
+    tokenizer: Folder = None  # Check that this is the run's own tokenizer; another one is refused.
     split: Literal["train", "validation", "test"] = "validation"  # Which part of the text to score.
     limit: Tokens = None  # Score only the first TOKENS.
     context: Tokens = None  # Length of a window; by default seq_length.
     stride: Tokens = None  # Distance between two windows; by default half the context.
-    memory: Tiers = "none"  # Tiers of `ebmvk memory` to use; each is reported.
+    memory: Tiers = "none"  # Tiers of `ebmvk memory` to use; prints figures for each.
     # The most splats that the episodic memory may have; by default 10,000.
     memory_capacity: Annotated[int | None, tyro.conf.arg(metavar="SPLATS")] = None
     scramble_memory: bool = False  # A control: exchange the tokens of the memory's contexts.
     against: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # Another run, compared on the same tokens.
-    against_memory: Tiers = "none"  # Tiers of that run's own memory to use.
-    score_matching: bool = False  # Also the denoising loss by noise level, beside that of unigram frequencies.
+    against_memory: Tiers = "none"  # Tiers of its own memory that the run --against uses.
+    score_matching: bool = False  # Also print denoising losses, beside those of a denoiser that knows frequencies only.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     json: bool = False  # Print one JSON object instead of lines.
 
@@ -248,7 +248,7 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
     print(f"perplexity per word   {word}")
     print(f"bits per byte         {number(record['bits_per_byte'], '.5f')}   ({record['bytes']:,} bytes)")
     if record["unknown_characters"]:
-        print(f"unknown characters    {record['unknown_characters']:,}   (the nats don't cover which ones they are)")
+        print(f"unknown characters    {record['unknown_characters']:,}   (the nats don't include telling them apart)")
     print(f"context, stride       {record['context']}, {record['stride']}   ({record['seconds']:.1f} s)")
     if record["tiers"]:
         _print_tiers(record)
@@ -284,8 +284,8 @@ def _print_tiers(record: dict[str, Any]) -> None:
         print("                      may come from flattening the model's law. To compare, run `ebmvk memory`")
     else:
         power = record["calibration"]["power"]
-        print(f"calibrated            a gate mixes p_lex with p_lex to the power {power:g}; fitted on the same tokens,")
-        print("                      without any memory: a memory should do better")
+        print(f"calibrated            a gate mixes p_lex with p_lex to the power {power:g}, fitted on the same tokens.")
+        print("                      It uses no memory, so a memory should do better")
     if record["scrambled"]:
         print(f"scrambled             {_scrambled(fitted=record['control_fitted'])}")
 
@@ -323,7 +323,7 @@ def _print_levels(levels: list[dict[str, Any]]) -> None:
         ratio = (
             f", below it by {below(level)}"
             if below(level) != DASH
-            else "; the unigram denoiser is right, too, so there is no ratio"
+            else "; the unigram denoiser makes no errors, so there is no ratio"
         )
         print(
             f"  {level['name'] or 'level':<20}{noise}: 1 - L {number(level['explained'])}, "

@@ -36,7 +36,7 @@ class GenerateCommand:
     # A file whose whole text is the prompt.
     prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     batch_generate: bool = False  # Take every line of --prompt-file as a prompt of its own.
-    # The run's own tokenizer, for checking only; another one is refused.
+    # Check that this is the run's own tokenizer; another one is refused.
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     max_tokens: int = 100  # Number of tokens to write, at most.
     strategy: str = "sampling"  # Named settings, such as nucleus or greedy; `ebmvk compare-decoding` compares them.
@@ -206,7 +206,7 @@ def _conversation(generator: Generator, how: Decoding) -> tuple[list[str], list[
 
 
 def _write(path: Path, prompts: Sequence[str], texts: Sequence[str]) -> None:
-    """One JSON object per line. Raises StorageError."""
+    """Write one JSON object per line. Raises StorageError."""
     pairs = zip(prompts, texts, strict=True)
     lines = [json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n" for prompt, text in pairs]
     running.write_output(path, "".join(lines), "--output")

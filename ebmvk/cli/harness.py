@@ -35,7 +35,7 @@ class HarnessCommand:
     memory: Literal["none", "static", "episodic", "both"] = "none"  # Tiers of `ebmvk memory` to use.
     context: Tokens = None  # Length of a window; by default seq_length.
     stride: Tokens = None  # Distance between two windows; by default half the context.
-    sampler: SamplerName = "exact"  # For tasks that ask for text.
+    sampler: SamplerName = "exact"  # How tokens are drawn, in tasks that ask for text.
     batch_size: str = "16"  # Number of requests at once; auto means 16.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 

@@ -59,7 +59,7 @@ def page(title: str, entries: Sequence[Entry], *, everything: bool, notes: Seque
 
 
 def _plain(entry: Entry) -> Entry:
-    """The spellings without `--no-`, for a switch that is off by default."""
+    """The entry. For a switch that is off by default, it leaves out the spelling with `--no-`."""
     return entry if entry.default else dataclasses.replace(entry, usage=entry.usage.replace("[no-]", ""))
 
 

@@ -155,7 +155,7 @@ def _plain(message: str) -> str:
     for pattern, words in _PLAIN:
         if found := re.fullmatch(pattern, message):
             head, is_not_one_of, choices = found.expand(words).partition(" is not one of ")
-            # tyro gives them in the order of a set, and None for a flag that may be left out.
+            # tyro lists the choices in the order of a set, with None if the flag may be left out.
             return head + is_not_one_of + ", ".join(sorted(set(choices.split(", ")) - {"'None'"}))
     return message
 
@@ -182,7 +182,7 @@ def check_flags(args: Sequence[str], known: Sequence[str], command: str, repeata
         if flags:
             before = arg
         elif set(flags_in([before])).isdisjoint(repeatable):
-            before = ""  # it has its value
+            before = ""  # the flag has its value
 
 
 def _instead(arg: str, before: str, known: Sequence[str]) -> str | None:

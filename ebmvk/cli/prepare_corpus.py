@@ -24,15 +24,16 @@ class PrepareCommand:
     output: Path  # The text file to write.
     # Text files, or folders of text files.
     input: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    # The line that separates documents in the input. By default <|doc|> and <|endoftext|> do.
+    # The line that separates documents in the input. By default <|doc|> or <|endoftext|>.
     separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     # In folders, also read files whose names match, for example '*.py'.
     include: Include = ()
     raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
     # Keep capital letters; with --no-preserve-case everything becomes lower case.
     preserve_case: bool = True
-    # Runs of blanks inside a line. keep: leave them; single: make each one blank; flat: single, and
-    # remove indentation; auto: single if no line of the document is indented, else keep.
+    # What to do with runs of blanks in a line. keep: leave them; single: make each one blank; flat:
+    # single, and remove indentation; auto: single if no line of the document is indented, else
+    # keep.
     blanks: Literal["auto", "keep", "single", "flat"] = "auto"
     # Make full-width characters narrow. This changes Chinese and Japanese punctuation.
     narrow: bool = False
@@ -92,7 +93,7 @@ def _parted(read_back: int, written: int) -> Iterator[str]:
     give more documents.
     """
     if read_back != written:
-        yield f"{read_back:,} documents will be read from it, because some contain lines <|doc|> or <|endoftext|>"
+        yield f"{read_back:,} documents will be read from it, because some of them contain <|doc|> or <|endoftext|>"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def run(body: Callable[[], int], *, saves: bool = False) -> int:
     """Run `body` and return its exit status; a typed error is printed in up to three lines.
 
-    saves: the command saves its work while it runs, which Ctrl-C then says.
+    saves: the command saves its work while it runs; the message after Ctrl-C says so.
     """
     terminal.prepare()
     try:
@@ -57,7 +57,7 @@ def _complain(text: str) -> None:
 
 
 def _output_lost(error: OSError) -> int:
-    """The exit status after a failed write to standard output: 1, silent if its reader has gone."""
+    """Print that standard output could not be written, unless its reader has gone; returns 1."""
     if isinstance(error, BrokenPipeError):
         terminal.let_go()
         return 1

@@ -31,8 +31,8 @@ class SweepCommand:
     folder: Path = Path("runs/sweep")  # Folder of the runs. A stopped sweep continues there.
     jobs: int = 1  # Number of runs at once.
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None  # Threads of torch in each run.
-    trials: int = 0  # Search: train this many runs that Optuna chooses.
-    search: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # NAME=LOW:HIGH, a setting to search, log-uniform.
+    trials: int = 0  # Search: train this many runs, whose settings Optuna chooses.
+    search: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # NAME=LOW:HIGH, a setting to search (log-uniform).
     seed: int = 42  # Seed of every run, and of the search.
     json: bool = False  # Print one JSON object instead of a table.
 

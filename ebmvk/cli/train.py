@@ -89,8 +89,8 @@ REPEATABLE = ("--include",)
 def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Mapping[str, Any] = FULL) -> int:
     """Exit status: 0 finished or stopped as asked, 2 a typed error, 130 interrupted (and saved).
 
-    command: the name of this command. stage: {field: value} of its defaults that replace the
-    size's.
+    command: the name of this command. stage: {field: value}, defaults of the command that replace
+    those of the size.
     """
     args = flags.fill_optional(flags.at_home(sys.argv[1:] if argv is None else argv), "--resume", NEWEST)
     return running.run(lambda: running.lead(lambda ranks: _train(args, command, stage, ranks), _followed), saves=True)
@@ -98,8 +98,8 @@ def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Ma
 
 @takes(TrainCommand, without=("dry_run",), unsettled=unsettled())
 def train(**settings: Any) -> Trained:
-    """Train a model as `ebmvk train` does, and return how the run ended. Its folder has everything
-    else.
+    """Train a model as `ebmvk train` does, and return how the run ended. The run's folder has
+    everything else.
 
     settings: the flags of the command as keyword arguments, with underscores: `size="nano"`,
     `steps=300`, `lr=1e-3`, `dataset="my.txt"`, `run_dir="runs/first"`, `resume="runs/first"`,
@@ -224,7 +224,7 @@ def _of_text(base: Config, levels: Sequence[Level], args: Sequence[str]) -> Conf
     )
     try:
         size = find_text(data).bytes("train")
-    except EbmvkError:  # --help works even so
+    except EbmvkError:  # --help must work without the text
         return base
     derived = derive(base.run.size, size, ask_processor=False)
     said = [said for _, said in levels]

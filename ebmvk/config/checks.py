@@ -93,7 +93,7 @@ def check_owned(config: Config, levels: Iterable[tuple[Source, Mapping[str, Any]
             continue
         in_file = source == "file"
         own = given.get("model", model) if in_file else model
-        lengths = (config.data.seq_length, given.get("seq_length"))  # the file of a run has its windows
+        lengths = (config.data.seq_length, given.get("seq_length"))  # the file of a run names its windows
         for name, value in given.items():
             fine = MODELS[model].has(name) or MODELS[own].has(name) or (name in WINDOWS and value in lengths)
             if not fine and not (in_file and _is_default(name, value)):
@@ -172,8 +172,8 @@ def check_model(model: ModelConfig) -> None:
 
 
 _SWITCHES = (*ENERGY_TERMS, "decoder", "use_moe")
-"""Settings that no run can have for a model without them, because every version refused them. Other
-settings of other models may be in the file of an old run, which still has to open."""
+"""Settings that every version refused for models that don't have them. The file of an old run may
+have other settings of other models, and must still open."""
 
 
 def _check_range(name: str, value: Any) -> None:
@@ -195,8 +195,8 @@ def _require(condition: bool, what: str, hint: str) -> None:
 def check_resume(old: Config, new: Config) -> None:
     """Refuse a change that a resumed run may not make.
 
-    It may change what `knob(..., resume=True)` marks (such as the learning rate, the length of
-    training, the device, logging) and where its text is.
+    A resumed run may change what `knob(..., resume=True)` marks (such as the learning rate, the
+    length of training, the device, logging) and where its text is.
 
     Raises:
         ConfigError: names the first setting that may not change, and both values.

@@ -34,7 +34,7 @@ PATHS = (
 def at_home(args: Sequence[str]) -> list[str]:
     """The arguments with `~` expanded in the values of `PATHS`.
 
-    Shells don't expand it in quotes and in `--run-dir=~/x`.
+    Shells don't expand `~` in quotes or in `--run-dir=~/x`.
     """
     found, name = [], ""
     for arg in args:
@@ -135,7 +135,7 @@ def flags_of(command: type[Any]) -> list[str]:
 
 
 def _defaults(kind: Any) -> Iterator[tuple[str, Any]]:
-    """(field, default) of a dataclass, or (field, value) of an object of one, and of the
+    """(field, default) for a dataclass, or (field, value) for an instance of one, including the
     dataclasses in it."""
     for entry in dataclasses.fields(kind):
         if not isinstance(kind, type):

@@ -21,14 +21,14 @@ METROPOLIS: Mapping[str, bool] = MappingProxyType(
         ).items()
     }
 )
-"""By name: True if the integrator accepts or rejects trajectories, not every step."""
+"""{name: True if the integrator accepts or rejects trajectories; False if it accepts all steps}."""
 
 AUTO = "auto"
-"""Each sampler takes its own integrator."""
+"""Lets each sampler use its own integrator."""
 
 HELP = (
     f"Integrator of Langevin chains. {', '.join(name for name, exact in METROPOLIS.items() if not exact)}: every step "
     f"is accepted. {', '.join(name for name, exact in METROPOLIS.items() if exact)}: trajectories of {LEAPFROGS} steps "
     f"are accepted or rejected, so steps add no bias. {AUTO}: gbaoab for --sampler langevin and coarse, ghmc for "
-    "tempering, which needs one that rejects."
+    "tempering, which needs an integrator that rejects."
 )

@@ -66,7 +66,7 @@ class DataConfig:
     # short text that is installed with ebmvk).
     dataset: str = knob("builtin", common=True)
     # Folder with data sets that were downloaded before. The environment variable EBMVK_DATA_DIR
-    # names one too.
+    # also names such a folder.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     # Also read files of the folder whose names match, for example '*.py'.
     include: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")] = ()
@@ -157,7 +157,7 @@ class LangevinConfig:
     langevin_scheme: Annotated[SchemeName, tyro.conf.arg(help=integrators.HELP)] = knob(integrators.AUTO, resume=True)
     # Length of a step of the chain. By default it is chosen at each level.
     langevin_dt: Number = knob(None, low=1e-9, high=1e15, resume=True)
-    # Friction of the chain. By default it is the root of the level's concentration.
+    # Friction of the chain. By default it is the square root of the level's concentration.
     langevin_gamma: Number = knob(None, low=0.0, high=1e15, resume=True)
     # Temperature of the chains. 1 samples from the model's own distribution.
     langevin_T: float = knob(1.0, low=1e-6, high=1e6, resume=True)
@@ -174,8 +174,8 @@ class TrainingConfig:
     epochs: Number = knob(None, low=1e-9, resume=True, common=True)
     # Training windows computed at once.
     batch_size: int = knob(32, low=1, resume=True, common=True)
-    # Batches per optimiser step. The step is that of one batch this many times larger, but needs
-    # only the memory of a single batch.
+    # Batches per optimiser step. The step equals that of one batch this many times larger, but
+    # needs only the memory of a single batch.
     accumulation_steps: int = knob(1, low=1, resume=True)
     # Highest learning rate, reached after the warm-up.
     learning_rate: float = knob(2e-3, low=1e-12, resume=True, common=True)
@@ -251,7 +251,7 @@ class SplatConfig:
     enable_soc: bool = True
     # Most splats of the memory without --enable-curriculum-learning.
     n_splats_init: int = knob(10_000, low=1)
-    # Most splats in any case.
+    # Most splats, with or without --enable-curriculum-learning.
     max_splats: int = knob(150_000, low=1, high=10_000_000)
     # Let the memory grow in three phases, to 10 %, 60 % and 100 % of --curriculum-target-splats.
     enable_curriculum_learning: bool = True
@@ -336,7 +336,7 @@ def _entry(name: str) -> dataclasses.Field[Any]:
 
 
 def number(name: str) -> type[int] | type[float] | None:
-    """int or float if the setting `name` is such a number (or such a number or None), else None."""
+    """int or float, the type of a numeric setting (which may also be None); None for others."""
     hint = hints()[name]
     options = set(get_args(hint) or (hint,)) - {type(None)}
     return int if options == {int} else float if options == {float} else None

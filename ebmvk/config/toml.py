@@ -94,7 +94,7 @@ def _words(option: Any) -> str:
 
 
 _BEFORE = {"raw": True, "keep_bom": True}
-"""What earlier versions did that had no such settings: they read every file as plain text."""
+"""What versions without these settings did: they read every file as plain text."""
 
 
 def write_toml(config: Config, sources: Mapping[str, Source] | None = None) -> str:

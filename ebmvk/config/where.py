@@ -13,23 +13,23 @@ from ebmvk.config.schema import Config, replace
 _WHY: tuple[tuple[Callable[[Config, int], bool], str], ...] = (
     (
         lambda config, ranks: config.run.device == "auto" and ranks > 1,
-        "several processes don't measure which is faster; --device vulkan uses the device",
+        "several processes can't measure which is faster; --device vulkan uses the device",
     ),
     (
         lambda config, _: config.run.device == "auto" and config.run.deterministic,
-        "with --deterministic nothing is measured, as runs might choose differently; --device vulkan uses the device",
+        "with --deterministic no time is measured, or runs might choose differently; --device vulkan uses the device",
     ),
     (
         lambda config, _: config.training.precision != "float32",
         "the device doesn't have {precision} yet; --precision float32 uses the device",
     ),
 )
-"""(condition, reason): what keeps layers on the CPU. This is the only list of it."""
+"""(condition, reason): what keeps layers on the CPU. All reasons are in this list."""
 
 
 def why_on_host(config: Config, ranks: int = 1) -> str | None:
     """For a run whose engine uses a Vulkan device: the reason why its layers are trained on the CPU
-    all the same. None if the device trains them.
+    nevertheless. None if the device trains them.
 
     ranks: the number of processes.
     """
@@ -41,7 +41,7 @@ def why_on_host(config: Config, ranks: int = 1) -> str | None:
 
 def why_read_on_host(config: Config, device: str) -> str | None:
     """For an engine that uses a Vulkan device: the reason why the layers of a finished run read or
-    write a text on the CPU all the same. None if the device does it.
+    write a text on the CPU nevertheless. None if the device does it.
 
     config: of the run. device: the value of `--device`. The run's own device and precision don't
     matter: the layers compute in float32.

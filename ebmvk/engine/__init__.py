@@ -6,15 +6,15 @@
 | `select` | `select(device)` opens a backend, `explain(device)` says which one and why |
 | `reference` | every operation in plain torch: the oracle, and the path on CUDA |
 | `operations` | operations.toml: the arguments and results of every operation |
-| `native` | what the extensions' functions take and return, by that table |
-| `examples` | arguments for any operation, by that table, for tests |
+| `native` | what the extensions' functions take and return, from that table |
+| `examples` | arguments for any operation, made from that table, for tests |
 | `integrators` | the splittings of integrators.toml, which all backends follow |
-| `reference_chains`, `reference_math` | its Langevin chains, and its formulas |
+| `reference_chains`, `reference_math` | Langevin chains and formulas of `reference` |
 | `cpu` | SIMD kernels on a thread pool (extension `ebmvk._cpu`) |
 | `vulkan` | kernels on a Vulkan device (extension `ebmvk._vulkan`) |
 | `device_tensor` | `DeviceTensor`, a result that stays on a Vulkan device |
-| `recording` | programs of one's own kernels on a Vulkan device |
-| `chained` | what a chain of tokens needs on a device beside these operations |
+| `recording` | programs of a caller's own kernels on a Vulkan device |
+| `chained` | further operations, with which tokens are sampled on a device |
 | `vulkan_devices` | the Vulkan devices of this machine |
 | `sharded` | points spread over the processes of a run, with an exact top-k |
 | `approximate` | spherical k-means, and approximate search for very many points (FAISS) |

@@ -9,10 +9,10 @@ is
 
     E(x) = -log( exp(log_background) + sum_j exp(logw_j + kappa_j mu_j.x) )
 
-(normalisers such as log C_d(kappa) are the caller's, folded into logw; the background is a density
-relative to the uniform one, so log_background = log p_rest and logw_j = log p_j + log C_d(kappa_j)
-- log C_d(0)). Its score is the Riemannian -grad E = P_x sum_j rho_j kappa_j mu_j with
-responsibilities rho_j, the posterior weights of the candidates.
+The caller adds normalisers such as log C_d(kappa) to logw. The background is a density relative to
+the uniform one, so log_background = log p_rest and logw_j = log p_j + log C_d(kappa_j) - log
+C_d(0). The score is the Riemannian -grad E = P_x sum_j rho_j kappa_j mu_j. Its rho_j are the
+responsibilities, the posterior weights of the candidates.
 """
 
 from __future__ import annotations
@@ -47,18 +47,19 @@ class Points(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the rows and their copies in fewer bits take now; on the device if there is
-        one.
+        """Bytes that the rows and their copies in fewer bits take now, in the memory of the device
+        if there is one.
         """
 
     def update(self, points: Tensor, *, first: int | None = None, ids: Tensor | None = None) -> None:
-        """Replace all rows, or those from `first` on, or those named by ids (M,) int64, each once;
-        with the same rounding. Raises ArgumentError if the shape doesn't fit.
+        """Replace all rows, or those from `first` on, or those named by ids (M,) int64, which are
+        all different. The new rows are rounded to the same storage. Raises ArgumentError if the
+        shape doesn't fit.
         """
 
 
 class HostRows:
-    """What backends that keep the rows (N, d) in a tensor of torch say of them."""
+    """Sizes of points whose rows (N, d) are in a tensor of torch."""
 
     rows: Tensor
 
@@ -205,7 +206,7 @@ class Backend(Protocol):
         """Run an operation that works row by row: from (B, d) to (B, d) or (B,)."""
 
     def _operation(self, name: str, given: Mapping[str, Any]) -> Any:
-        """Run an operation that has shapes of its own. given: its arguments by name."""
+        """Run any other operation. given: its arguments by name."""
 
     # Made from operations.toml by csrc/operations.py:
 
@@ -218,20 +219,20 @@ class Backend(Protocol):
         return self._rows("proju", x, u)
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
-        """Where the geodesic from x with velocity u is at time 1. x, u: (B, d), x unit."""
+        """The point at time 1 of the geodesic from x with velocity u. x, u: (B, d), x unit."""
         return self._rows("expmap", x, u)
 
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        """The velocity of the shortest geodesic from x to y, at time 1. x, y: (B, d) unit.
+        """The velocity at x of the shortest geodesic that is at y at time 1. x, y: (B, d) unit.
 
         Zero at y = x, and also at y = -x, where the direction isn't defined.
         """
         return self._rows("logmap", x, y)
 
     def transp(self, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
-        """u, tangent at x, moved along the shortest geodesic to y. x, y: (B, d) unit; u: (B, d).
+        """Parallel transport of u, tangent at x, along the shortest geodesic to y.
 
-        At y = -x it isn't defined, and the result may not be finite.
+        x, y: (B, d) unit; u: (B, d). At y = -x it isn't defined, and the result may not be finite.
         """
         return self._rows("transp", x, y, u)
 
@@ -304,16 +305,17 @@ class Backend(Protocol):
         scheme: Scheme = "gbaoab",
         leapfrogs: int = 4,
     ) -> LangevinResult:
-        """Run Langevin chains (model section 7) with Philox noise keyed by the seed. 200 steps
-        equal 2 x 100, bit for bit.
+        """Run Langevin chains (model section 7) with Philox noise keyed by the seed. One call of
+        200 steps gives the same bits as two calls of 100.
 
         scheme: an integrator of integrators.toml. A step of an unadjusted one, such as g-BAOAB, is
         one pass through its moves. A step of a Metropolis one, such as GHMC, is one trajectory: the
-        first O; `leapfrogs` times the moves between the two O; accepted if dH <= -T log u (stream
-        2, coordinate 0), otherwise back to (x, -v) of before the trajectory; the second O. Each O
-        has its share of the friction of a step or trajectory: v shrinks by e^{-gamma h} in the one
-        O of g-BAOAB, by e^{-gamma leapfrogs h/2} in each O of GHMC. The first O draws from stream
-        0, the second from stream 3. 1 <= leapfrogs <= 1024; unadjusted integrators ignore it.
+        first O; `leapfrogs` times the moves between the two O; a test; the second O. The test
+        accepts if dH <= -T log u (stream 2, coordinate 0); otherwise the chain continues from the
+        (x, -v) that it had before those moves. Each O has its share of the friction of a step or
+        trajectory: v shrinks by e^{-gamma h} in the one O of g-BAOAB, by e^{-gamma leapfrogs h/2}
+        in each O of GHMC. The first O draws from stream 0, the second from stream 3. 1 <= leapfrogs
+        <= 1024; unadjusted integrators ignore it.
         """
         result: LangevinResult = self._operation("langevin", locals())
         return result

@@ -29,8 +29,8 @@ from ebmvk.engine.api import TopK
 from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
 
 _MOST_PER_CENTROID = 256
-"""Most points per centroid that k-means learns from, drawn by the seed. More cost time and hardly
-move a mean.
+"""Most points per centroid that k-means learns from, drawn by the seed. More points cost time and
+hardly move a centroid.
 """
 
 
@@ -54,7 +54,7 @@ def kmeans(x: Tensor, k: int, *, rounds: int = 10, seed: int = 0) -> Clusters:
 
     Raises:
         ArgumentError: an argument isn't as above. DeviceError: FAISS isn't installed. OutOfMemory:
-            it has no memory left.
+            memory ran out.
     """
     checks.NATIVE.tensor("x", x, (None, None), "(n, d)")
     checks.unit_rows("x", x)
@@ -88,11 +88,11 @@ class ApproximateIndex:
 
     Args:
         points: (N, d) float32, unit rows, contiguous, on the CPU.
-        lists: their number; by default 4 sqrt(N), as FAISS advises, but at most N/4.
+        lists: the number of lists; by default 4 sqrt(N), as FAISS advises, but at most N/4.
 
     Raises:
         ArgumentError: an argument isn't as above. DeviceError: FAISS isn't installed. OutOfMemory:
-            it has no memory left.
+            memory ran out.
     """
 
     def __init__(self, points: Tensor, *, lists: int | None = None, seed: int = 0) -> None:
@@ -120,7 +120,7 @@ class ApproximateIndex:
             k: 1 <= k <= N. probes: 1 <= probes <= lists.
 
         Raises:
-            ArgumentError: an argument isn't as above. OutOfMemory: it has no memory left.
+            ArgumentError: an argument isn't as above. OutOfMemory: memory ran out.
         """
         given = {"queries": queries, "points": self, "k": k, "scale": None, "bias": None}
         checks.operation("topk", checks.NATIVE, given)

@@ -146,8 +146,8 @@ class _Energy(torch.autograd.Function):
 
 
 def _scatter(pull: Tensor, x: Tensor, ids: Tensor, mu: Tensor) -> Tensor:
-    """Sum of pull_bj x_b over (b, j) into row ids_bj. It takes some columns at a time, as (B, K, d)
-    may not fit in memory.
+    """Add pull_bj x_b to row ids_bj, for all (b, j). It works on a few columns at a time, because
+    (B, K, d) may not fit in memory.
     """
     total = torch.zeros_like(mu)
     for j in _columns(ids, mu):

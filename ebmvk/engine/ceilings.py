@@ -42,12 +42,12 @@ class Ceilings:
 def ceilings(backend: Backend, *, quick: bool = False) -> Ceilings:
     if isinstance(backend, Vulkan):
         return _vulkan(backend, quick=quick)
-    # Where this backend's results lie
+    # The device that holds this backend's results
     return of_torch(backend.projx(torch.eye(2)).device.type, quick=quick)
 
 
 def of_torch(device: str, *, quick: bool = False) -> Ceilings:
-    """Ceilings by torch's copy and float32 product (TF32 off), the best of several."""
+    """Ceilings measured with torch's copy and float32 product (TF32 off), the best of several."""
     torch.set_float32_matmul_precision("highest")
     side, floats = (256, 1 << 16) if quick else (8192, 1 << 28) if device == "cuda" else (2048, 1 << 26)
     a, big = torch.randn(side, side, device=device), torch.ones(floats, device=device)
@@ -75,7 +75,7 @@ def _best(work: Callable[[], object], device: str) -> float:
 
 
 def _vulkan(backend: Vulkan, *, quick: bool) -> Ceilings:
-    """Ceilings by submissions that stay on the device; times exclude copies with the host."""
+    """Ceilings measured on the device alone. The times exclude copies to and from the host."""
     device = backend.capabilities
     slow = quick or device.type == "cpu"
     size = min(1 << (25 if slow else 28), device.memory_bytes // 8, device.max_allocation) // 16 * 16
@@ -94,9 +94,9 @@ def _vulkan(backend: Vulkan, *, quick: bool) -> Ceilings:
 
 
 def _until(target: float, seconds_of: Callable[[int], float]) -> tuple[int, float]:
-    """The amount of work that takes `target` seconds, and its time.
+    """The amount of work that takes at least `target` seconds, and its time.
 
-    It is long enough for the ~30 us of a submission not to matter.
+    The ~30 us of a submission don't matter in such a time.
     """
     count = 1
     while (seconds := seconds_of(count)) < target and count < 1 << 16:

@@ -1,6 +1,6 @@
-"""What a chain of tokens needs on a device beside the operations of every backend.
+"""Operations that only backends with a device offer, for sampling tokens there.
 
-`topk`, `candidate_law`, `langevin` and `decode` then pass their results on without the host.
+With them `topk`, `candidate_law`, `langevin` and `decode` pass results on without the host.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Chained(Backend, Protocol):
 
         Args:
             rows: the number of chains. d: their dimension.
-            x_stream, v_stream: of the normals of x and of v; those of step 0 and the chains' own
-                numbers.
+            x_stream, v_stream: the streams of the normals for x and for v. Each chain takes the
+                normals of step 0 and its own number.
 
         Raises:
             ArgumentError: a size or number is out of range.
@@ -103,14 +103,14 @@ class Chained(Backend, Protocol):
         """Tokens (B,) int64 on the CPU, from p(v|x,c) (model section 6), by inversion in float32.
 
         A candidate j has the responsibility that `energy_score` gives at x with logw = logp +
-        shift and concentration kappa. The other tokens share that of the rest in proportion to
-        their probability. A token of weight 0 is never drawn.
+        shift and concentration kappa. The other tokens share the responsibility of the rest in
+        proportion to their probability. A token of weight 0 is never drawn.
 
         Args:
             x: (B, d) unit rows. kappa, shift: (B,) float32.
-            ids, log_p: what `candidate_law` made logp and log_rest of.
-            choice_stream, rest_stream: of the uniforms that choose a candidate or the rest, and a
-                token of the rest.
+            ids, log_p: the arguments from which `candidate_law` made logp and log_rest.
+            choice_stream: the stream of the uniforms that choose a candidate or the rest.
+            rest_stream: the stream of the uniforms that choose a token of the rest.
 
         Raises:
             ArgumentError: a shape, dtype or value doesn't fit. NonFinite: a state or a weight isn't

@@ -26,8 +26,7 @@ from ebmvk.errors import ArgumentError
 
 UNIT_TOLERANCE = 1e-3
 """How far from 1 the norm of a unit row may be. Float32 rounding (1e-7) passes, bfloat16 rounding
-(4e-3) doesn't.
-"""
+(4e-3) doesn't."""
 
 LARGEST = 1e15
 """Larger values are mistakes. Their products or sums of squares would overflow float32, and the
@@ -37,17 +36,15 @@ any finite value.)"""
 
 @dataclass(frozen=True)
 class Rules:
-    """What a backend takes. native: only contiguous float32 on the CPU; otherwise any floating
-    dtype on any device. home: that of the `DeviceTensor`s that are taken as well; None: none are.
-    """
+    """What a backend takes. native: True for contiguous float32 on the CPU only, False for any
+    floating dtype on any device. home: the engine whose `DeviceTensor`s are taken, too, if any."""
 
     native: bool
     home: object | None = None
 
     def tensor(self, name: str, value: Tensor, shape: tuple[int | None, ...], words: str) -> None:
         """Check type, shape (None means any size), dtype and layout. words: the shape for messages,
-        such as "(B, d)".
-        """
+        such as "(B, d)"."""
         if isinstance(value, DeviceTensor):
             self._kept(name, value, shape, words, torch.float32)
             return
@@ -137,7 +134,7 @@ ANY = Rules(native=False)
 
 
 def finite(name: str, value: Tensor) -> None:
-    """Check for values without NaN, infinities or sizes above LARGEST."""
+    """Check that no value is NaN, infinite or larger than LARGEST in size."""
     if on_device(value):
         return
     # The sum of squares bounds every value, so one cheap reduction is nearly always enough.
@@ -204,8 +201,7 @@ def _raise_at(name: str, value: Tensor, bad: Tensor, need: str) -> None:
 
 def values(value: Tensor) -> None:
     """Check for what `Vulkan.tensor` takes: (B,) or (B, n), float32 without NaN, or int64 in
-    [0, 2^32).
-    """
+    [0, 2^32)."""
     shape = (None,) if value.dim() == 1 else (None, None)
     if value.dtype == torch.int64:
         NATIVE.indices("values", value, shape, "(B,) or (B, n)", 2**32)
@@ -248,13 +244,12 @@ def points(rules: Rules, value: Tensor, like: tuple[int, int] | None = None) -> 
 
 def some_points(rules: Rules, value: Tensor, n: int, d: int, first: int | None, ids: Tensor | None) -> None:
     """Check rows (M, d) that replace some of N points: those from `first` on, or those named by ids
-    (M,), which are all different.
-    """
+    (M,), which are all different."""
     rules.tensor("points", value, (None, d), "(M, d)")
     unit_rows("points", value)
     rows = value.shape[0]
     if (first is None) == (ids is None):
-        raise ArgumentError("either first or ids says which points are replaced", hint="pass one of the two")
+        raise ArgumentError("first and ids are both given", hint="pass one of the two")
     if first is not None:
         integer("first", first, 0, n - rows + 1, f"pass at most {n} - first rows")
     if ids is not None:
@@ -360,7 +355,7 @@ def rows(name: str, rules: Rules, arguments: Sequence[Tensor]) -> dict[str, Tens
 
 
 def _number(argument: Argument, value: object, sizes: dict[str, int]) -> None:
-    """Check an argument that isn't a tensor and needs no size of one. A number may be a size."""
+    """Check an argument that isn't a tensor. An int is noted in sizes, because it may be one."""
     name = argument.name
     if argument.kind == "int":
         high = sizes[argument.high] if isinstance(argument.high, str) else argument.high

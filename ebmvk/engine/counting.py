@@ -43,7 +43,7 @@ class Translated:
 class Counter:
     """Calls and seconds per operation.
 
-    Not for kernels that return before they have run; the device counts those.
+    It can't time kernels that return before they have run; the device counts those.
     """
 
     def __init__(self) -> None:

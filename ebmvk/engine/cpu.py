@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ebmvk import _cpu
 
 
-_COARSE_SIZE = 1 << 21  # coordinates from which on a store is read in 8 bits, for any number of queries
-_COARSE_BATCH = 1 << 17  # the same for _BATCH_ROWS queries or more at once
+_COARSE_SIZE = 1 << 21  # a store of at least this many coordinates is read in 8 bits for any number of queries
+_COARSE_BATCH = 1 << 17  # a smaller store, from this size on, only for _BATCH_ROWS queries or more at once
 _BATCH_ROWS = 1024
 _COARSE_ROWS = 256
 _CALL_ROWS = 32
@@ -34,10 +34,10 @@ _COARSE_DIMENSIONS = 16384
 
 
 class CpuPoints(HostRows):
-    """A copy of the rows (N, d) in float32; once it makes `topk` faster, also one in 8 bits.
+    """A float32 copy of the rows (N, d), and an 8-bit copy as soon as that makes `topk` faster.
 
     With storage float16 the rows are rounded but kept as float32. Results are those of other
-    backends; memory isn't saved.
+    backends, but no memory is saved.
     """
 
     def __init__(self, points: Tensor, storage: Storage) -> None:

@@ -25,8 +25,8 @@ class Device:
     def told(self, why: str | None, there: str = "the layers run there, too") -> str:
         """The reason, and where the layers run if torch can't use the backend's device.
 
-        why: what keeps them on the CPU; None if they run on the backend's device as programs.
-        there: what to say then.
+        why: what keeps the layers on the CPU; None if they run on the backend's device as programs.
+        there: what to say in that case.
         """
         if self.backend.name != "vulkan":
             return self.reason

@@ -1,7 +1,7 @@
-"""`DeviceTensor`: the result of an operation that stays on the device, as an argument of the next.
+"""`DeviceTensor`: a result that stays on the device and can be an argument of the next operation.
 
-A backend that keeps tensors takes them wherever it takes a tensor on the CPU, and both kinds may be
-mixed in one call. If one argument is a `DeviceTensor`, so are all results; otherwise all are
+A backend with a device takes it wherever it takes a tensor on the CPU, and both kinds may be mixed
+in one call. If one argument is a `DeviceTensor`, so are all results; otherwise all results are
 tensors on the CPU. Both ways give the same bits.
 """
 
@@ -28,7 +28,7 @@ class Keeper(Protocol):
 
     @property
     def home(self) -> object:
-        """The extension's engine. Two devices that were opened have different ones."""
+        """The extension's engine. Each backend that was opened has its own."""
 
     def read(self, *tensors: DeviceTensor) -> list[NDArray[Any]]:
         """A copy of each on the host."""
@@ -144,5 +144,5 @@ def read(*tensors: DeviceTensor) -> list[Tensor]:
 
 
 def on_host(values: Sequence[Any]) -> list[Any]:
-    """The values, with tensors on the CPU in place of each `DeviceTensor`."""
+    """The values, with each `DeviceTensor` replaced by a tensor on the CPU."""
     return [value.torch() if isinstance(value, DeviceTensor) else value for value in values]

@@ -3,7 +3,7 @@
 Element e of the tensor takes byte e % 16 of Philox counter (step, place, e // 16, STREAM_DROPOUT);
 each word gives its lowest byte first. If the byte is below the threshold t the element becomes 0,
 else it is multiplied by 256 / (256 - t). Elements are counted over all rows of a step, so the masks
-don't depend on how the step is divided. No mask is kept: the backward pass makes it again.
+don't depend on how the step is divided. No mask is kept; the backward pass makes it again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _MASK = 0xFFFFFFFF
-_BYTES = 16  # of a counter
+_BYTES = 16  # random bytes that one counter gives
 
 
 def words_of(seed: int, step: int, first_row: int) -> Tensor:
@@ -35,8 +35,8 @@ def words_of(seed: int, step: int, first_row: int) -> Tensor:
 def dropout(x: Tensor, words: Tensor, place: int, threshold: int) -> Tensor:
     """Dropout of x with probability threshold / 256. Twice differentiable.
 
-    x: (rows, ...), the first dimension being rows of the step. words: see `words_of`. place: the
-    number of the call in the pass, 0 to 2^32 - 1. threshold: 0 to 255.
+    x: (rows, ...), where rows are those of the step. words: see `words_of`. place: the number of
+    the call in the pass, 0 to 2^32 - 1. threshold: 0 to 255.
     """
     dropped: Tensor = _DROPOUT(x, words, place, threshold)
     return dropped
@@ -63,7 +63,7 @@ def random_bytes(shape: torch.Size, words: Tensor, place: int) -> Tensor:
 
 @cache
 def _extension() -> ModuleType | None:
-    """The compiled kernels; None where they are not built. Both ways give the same bits."""
+    """The compiled kernels; None if they are not built. `reference` gives the same bits."""
     try:
         from ebmvk import _cpu
     except ImportError:

@@ -35,7 +35,8 @@ def _value(argument: Argument, sizes: Mapping[str, int], g: torch.Generator) -> 
         normal = torch.randn(shape, generator=g)
         return _VALUES.get("unit" if argument.kind == "points" else argument.values, torch.clone)(normal)
     if argument.kind == "index":
-        # A number instead of a size is a bound on tokens. Few, so that some occur twice.
+        # A bound that is a number instead of a size is one on tokens. It is low, so that some occur
+        # twice.
         below = min(argument.below, 4) if isinstance(argument.below, int) else sizes[argument.below.upper()]
         return torch.randint(below, shape, generator=g)
     if argument.kind == "levels":
@@ -43,7 +44,7 @@ def _value(argument: Argument, sizes: Mapping[str, int], g: torch.Generator) -> 
         return Schedule(halves, halves / 10, halves / 50, 5 * halves, (3, 2))
     if argument.kind == "int":
         largest = sizes[argument.high] if isinstance(argument.high, str) else argument.high
-        # k as many as candidates, n as points, rows as B.
+        # k becomes the number of candidates, n that of points, and rows is B.
         size = {"rows": "B", "d": "d"}.get(argument.name, argument.name.upper())
         wanted = sizes.get(size, int(argument.low))
         return max(int(argument.low), min(wanted, largest))

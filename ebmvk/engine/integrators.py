@@ -22,7 +22,7 @@ class Part:
     """What a backend does for one or several moves of a step.
 
     kick: v += share h force. drift: a geodesic move for the time share h. noise: friction and noise
-    for the time share h; `number` counts them within a step, as each has its own random numbers.
+    for the time share h; `number` is 0 for the first noise of a step and 1 for the second.
     land: a geodesic move for the time share h; x is normalised; the force is evaluated there;
     v += kick h force; v is projected onto the tangent space.
     """
@@ -107,8 +107,8 @@ def _check(where: str, moves: tuple[tuple[str, Fraction], ...], metropolis: bool
 
 
 def _parts(moves: tuple[tuple[str, Fraction], ...]) -> tuple[Part, ...]:
-    """Moves as parts: an A whose new position has its force evaluated becomes a `land`, together
-    with the B that follows it at once.
+    """Turn moves into parts. If the force is needed at the position after an A, this A becomes a
+    `land`, together with a B that follows it directly.
     """
     parts: list[Part] = []
     noises, landed = 0, False
@@ -129,4 +129,4 @@ def _parts(moves: tuple[tuple[str, Fraction], ...]) -> tuple[Part, ...]:
 
 
 INTEGRATORS = read()
-"""By name, the values of `scheme` in `Backend.langevin`."""
+"""All integrators. Their names are the values of `scheme` in `Backend.langevin`."""

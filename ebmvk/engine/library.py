@@ -1,7 +1,7 @@
 """Operations that torch can trace as one node: namespace `ebmvk` of torch.ops.
 
-Each has a reference in plain torch, which runs on any device; a fake, which tells shapes; perhaps
-faster implementations, for all devices or for the CPU; and perhaps a gradient.
+Each has a reference in plain torch, which runs on any device, and a fake, which gives only the
+shapes of results. Some have faster implementations, for all devices or for the CPU, and a gradient.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch
 
 Function = Callable[..., Any]
 REFERENCES: dict[str, Function] = {}
-"""{name: plain torch} of all operations, for tests and for backends that lack one."""
+"""{name: plain torch} of all operations, for tests and for backends that lack an operation."""
 APART: dict[Function, Function] = {}
-"""{operation: what a compiler of steps puts in its place, in operations of torch}. All operations
-are here from their definition on, so nobody has to register them with a compiler."""
+"""{operation: what a compiler of steps puts in its place, in operations of torch}. Defining an
+operation adds it here, so nobody has to register it with a compiler."""
 PAIRS: dict[Function, Function] = {}
-"""{operation: the same for devices without float64}: for each float64 tensor it takes or gives two
-of float32, (high, low), whose sum is the value."""
+"""{operation: the same for devices without float64}. In place of each float64 tensor, it takes or
+returns two float32 tensors, (high, low), whose sum is the value."""
 KERNELS: dict[Function, str] = {}
-"""{operation: the kernel of shaders/kernels.toml that is the operation}. Its bindings are the
-operation's arguments and then its results, tensors without strides of their own."""
+"""{operation: the kernel of shaders/kernels.toml that computes it}. The kernel's bindings are the
+operation's arguments and then its results, all in row-major order."""
 _LIBRARY = torch.library.Library("ebmvk", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
@@ -72,8 +72,8 @@ def operation(
 
 
 def _row_major(function: Function) -> Function:
-    """The function with results in row-major order. What runs later was traced with the results of
-    `fake`, and a view of them is possible or not by their strides."""
+    """The function, with its results put in row-major order. A traced step takes views of results,
+    and which views are possible depends on their strides, so they must be those of `fake`."""
 
     @wraps(function)
     def called(*args: Any, **keywords: Any) -> Any:

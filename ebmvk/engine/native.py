@@ -1,4 +1,4 @@
-"""What the extensions' functions take and return, which the build makes from operations.toml."""
+"""Prepares the arguments of the extensions' functions, and their results, by operations.toml."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def arguments(
     """The arguments of an extension's function, in order.
 
     Args:
-        given: by name, and checked. sizes: what `checks.operation` returned.
-        points: the extension's own. convert: what it takes in place of a tensor.
+        given: checked arguments by name. sizes: what `checks.operation` returned.
+        points: the extension's own. convert: turns a tensor into what the extension takes.
     """
     taken: list[Any] = []
     for argument, kind in _ARGUMENTS[name]:

@@ -35,7 +35,7 @@ class Argument:
 
     @property
     def shape(self) -> str:
-        """As in messages: (B, d), or (B,)."""
+        """The shape as messages write it: (B, d), or (B,)."""
         return _shape(self.of)
 
 
@@ -50,7 +50,7 @@ class Result:
 
     @property
     def shape(self) -> str:
-        """As in messages: (B, d), or (B,)."""
+        """The shape as messages write it: (B, d), or (B,)."""
         return _shape(self.of)
 
 

@@ -21,9 +21,9 @@ STREAM_NOISE: Final = 0
 STREAM_VELOCITY: Final = 1
 """Initial velocities."""
 STREAM_METROPOLIS: Final = 2
-"""Uniforms that accept or reject."""
+"""Uniforms of Metropolis tests."""
 STREAM_NOISE_2: Final = 3
-"""Noise of the second half O of GHMC."""
+"""Noise of the second O of a step of GHMC."""
 STREAM_FREE: Final = 4
 """The first stream that callers may use. The engine also keeps the last three for itself."""
 STREAM_DROPOUT: Final = 2**32 - 3
@@ -55,8 +55,8 @@ def philox4x32(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:
 
 
 def _multiply(m: int, c: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low words of m * c, in two 16-bit parts as the whole product would overflow
-    int64."""
+    """High and low words of m * c. c is multiplied in two 16-bit parts, because the whole product
+    would overflow int64."""
     low = m * (c & 0xFFFF)
     high = m * (c >> 16) + (low >> 16)
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)

@@ -41,7 +41,7 @@ STAGING = 32 << 20
 
 
 def arrange(tensors: Sequence[tuple[int, int, int]], alignment: int) -> tuple[list[int], int]:
-    """Offsets in one allocation, and its size. Tensors that live at the same time don't overlap.
+    """Offsets of tensors in one allocation, and its size. Tensors of the same time don't overlap.
 
     Args:
         tensors: size in bytes, first and last step of each.
@@ -138,7 +138,7 @@ class Ran:
     Attributes:
         seconds: from the first submission to the end of the last.
         segment_seconds: of each segment on the device; 0 if the device has no clock.
-        submissions: command submissions, waited for once.
+        submissions: command submissions; one wait is for all of them.
         dispatches: kernels.
         copies: copies and fills, those from and to the host included.
         barriers: waits between commands of the device.
@@ -173,11 +173,11 @@ class Recording:
     ) -> None:
         """Runs a kernel.
 
-        Ranges may overlap only where the kernel just reads them. An empty range is allowed. A
-        dispatch without workgroups is left out.
+        Ranges may overlap only if the kernel just reads them. An empty range is allowed. A dispatch
+        without workgroups is left out.
 
         Args:
-            bindings: for each storage buffer of the module.
+            bindings: a range for each storage buffer of the module.
             push: push constants, whole words.
             groups: the number of workgroups in x, y and z.
             what: what this is, for messages.
@@ -213,9 +213,8 @@ class Recording:
     def cut(self, seconds: float = 0.0) -> None:
         """Ends a segment that probably takes `seconds`.
 
-        Segments are submitted together, as many at a time as take no longer than
-        `Options.slice_seconds`, because drivers reset a device that works for too long. Later runs
-        go by the measured times.
+        A submission holds as many segments as take no longer than `Options.slice_seconds`, because
+        drivers reset a device that works for too long. Later runs use the measured times.
         """
         self.native.cut(seconds)
 
@@ -262,7 +261,7 @@ class Recording:
 
     @property
     def intact(self) -> bool:
-        """False after a run failed of which a part may have taken effect."""
+        """False if a run has failed after a part of it may have taken effect."""
         return self.native.intact
 
     @property
@@ -319,7 +318,7 @@ class Recorder:
             what: what it is for, for messages.
 
         Raises:
-            OutOfMemory: the device has no room, or gives less in one piece.
+            OutOfMemory: too little memory is free, or the device doesn't allow such a large piece.
         """
         return Memory(self, nbytes, what)
 

@@ -38,8 +38,8 @@ from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
 class ReferencePoints(HostRows):
     """A copy of the rows (N, d) in the dtype and on the device of the backend.
 
-    With storage float16 the rows are rounded but kept in that dtype. Results are those of other
-    backends; memory isn't saved.
+    With storage float16 the rows are rounded but kept in the backend's dtype. Results are those of
+    other backends, but no memory is saved.
     """
 
     def __init__(self, backend: Reference, points: Tensor, storage: Storage) -> None:

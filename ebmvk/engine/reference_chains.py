@@ -18,8 +18,8 @@ STREAMS = (philox.STREAM_NOISE, philox.STREAM_NOISE_2)
 
 @dataclass
 class Noise:
-    """Random numbers of consecutive steps. Many steps are drawn at once, as each draw costs
-    hundreds of torch calls.
+    """Random numbers of consecutive steps. Those of many steps are drawn at once, because each draw
+    costs hundreds of torch calls.
     """
 
     seed: int
@@ -97,12 +97,12 @@ class Chains:
         self.integrator, self.leapfrogs = integrator, leapfrogs
         self.steps = 0
         self.energy = x.new_zeros(x.shape[0])
-        self.heat = torch.zeros_like(self.energy)  # what the O of a step have added to |v|^2 / 2
+        self.heat = torch.zeros_like(self.energy)  # what the O moves of a step have added to |v|^2 / 2
         self.kinetic, self.error, self.tangency, self.accepted = (torch.zeros_like(self.energy) for _ in range(4))
 
     def run_level(self, level: Level, steps: int) -> None:
-        """Take the steps of one level. The force at the level's start is computed anew; then each
-        step starts from the force that the step before ended with.
+        """Take the steps of one level. The force at the level's start is computed again; then each
+        step starts from the force with which the step before ended.
         """
         h, integrator = level.step_size, self.integrator
         # Each O takes its share of the friction of a step, or of a whole trajectory.

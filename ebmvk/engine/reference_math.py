@@ -59,7 +59,8 @@ def logmap(x: Tensor, y: Tensor) -> Tensor:
 
 
 def transport(x: Tensor, y: Tensor, u: Tensor) -> Tensor:
-    """Transport along the shortest geodesic. For y = -x it isn't defined, and not finite."""
+    """Transport along the shortest geodesic. At y = -x it isn't defined; the result isn't
+    finite."""
     both = x + y
     # For unit rows 1 + x.y = |x + y|^2 / 2, which doesn't cancel near y = -x.
     return u - 2 * dot(y, u) / dot(both, both) * both
@@ -77,8 +78,8 @@ ROWS: dict[str, Callable[..., Tensor]] = {
 
 
 FORMULAS: dict[str, Callable[..., object]] = {}
-"""Operations with shapes of their own that `Reference` has no method for, with the arguments of the
-table: tensors in its dtype on its device, `points` as rows (N, d)."""
+"""Operations that don't work row by row and have no method in `Reference`. They take the arguments
+of the table: tensors in its dtype on its device, `points` as rows (N, d)."""
 
 
 def topk_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -94,7 +95,7 @@ def topk_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def energy_score(x: Tensor, mu: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor) -> EnergyScore:
-    """As `Backend.energy_score`, with the candidates' own rows. x: (B, d); mu: (B, K, d)."""
+    """`Backend.energy_score` with the candidates' rows instead of ids. x: (B, d); mu: (B, K, d)."""
     logits = logw + kappa * torch.einsum("bkd,bd->bk", mu, x)
     total = torch.logsumexp(torch.cat((logits, log_background[:, None]), dim=1), dim=1)
     rho = torch.exp(logits - total[:, None])
@@ -127,8 +128,8 @@ def energy_score_backward(
     along_x, along_w = torch.einsum("bkd,bd->bk", mu, x), torch.einsum("bkd,bd->bk", mu, w)
     slope = kappa * along_w
     mean_slope = (rho * slope).sum(1)
-    # Both are large and equal if one candidate has all the weight, so their difference is taken
-    # first.
+    # If one candidate has all the weight, slope and mean_slope are large and equal, so their
+    # difference is taken first.
     c = rho * ((slope - mean_slope[:, None]) - grad_energy[:, None])
     radial = (rho * kappa * along_x).sum(1, keepdim=True)
     pull = now.score + radial * x
@@ -155,7 +156,7 @@ def accumulate(x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor,
     resultant, mass = (
         x.new_zeros(n, x.shape[1]),
         responsibilities.new_zeros(n),
-    )  # the larger one first, as it may not fit
+    )  # the larger one first, because it may not fit in memory
     add_rows(mass, ids.flatten(), responsibilities.flatten())
     size = max(1, CHUNK // max(1, ids.shape[1] * x.shape[1]))
     for at, row, share in zip(split(x, size), split(ids, size), split(responsibilities, size), strict=True):

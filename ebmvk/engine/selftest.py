@@ -22,15 +22,15 @@ from ebmvk.engine.reference import Reference
 from ebmvk.errors import EbmvkError
 
 TOLERANCE = 1e-9
-"""Largest squared error over squared size, of float32 against float64; that is 3e-5 of the size.
-1e-13 is usual.
+"""How large the squared error of float32 results may be, divided by the squared size of the float64
+results. So errors up to 3e-5 of the size pass. 1e-13 is usual.
 """
 
 ROWS, DIMENSION, POINTS, CANDIDATES = 6, 65, 200, 33
 """Odd on purpose, so that none is a multiple of a vector, a subgroup or a tile."""
 
 STEPS = 200
-"""Of the chains that are resumed halfway."""
+"""Steps of the chains that are resumed halfway."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ RESUMED: dict[str, Scheme] = {"langevin, resumed": "gbaoab", "langevin (ghmc), r
 
 
 def _check_resumption(name: str, scheme: Scheme, backend: Backend) -> Check:
-    """The same bits from 200 steps in one call and from two calls of 100.
+    """Check that 200 steps in one call give the same bits as two calls of 100.
 
     A step is the same code in both, but a compiler may treat a loop's first pass apart from the
     others and round differently there. No specification forbids that, so only a run on the device
@@ -95,7 +95,7 @@ def _check_resumption(name: str, scheme: Scheme, backend: Backend) -> Check:
     different = int((whole != halves).sum())
     if not different:
         return Check(name, 0.0, seconds)
-    failure = f"{STEPS} steps and 2 x {half} differ in {different} of {whole.numel()} numbers: resumed chains change"
+    failure = f"{STEPS} steps differ from 2 x {half} in {different} of {whole.numel()} numbers: resumed chains change"
     return Check(name, torch.inf, seconds, failure)
 
 

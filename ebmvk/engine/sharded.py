@@ -127,7 +127,7 @@ class ShardedPoints:
         self._backend, self._key = backend, key
         self.n, self.d = points.shape
         self.storage = storage
-        self.nbytes = -(-points.nbytes // backend.ranks.size)  # of this rank
+        self.nbytes = -(-points.nbytes // backend.ranks.size)  # on this rank
 
     def update(self, points: Tensor, *, first: int | None = None, ids: Tensor | None = None) -> None:
         if first is not None or ids is not None:
@@ -159,7 +159,7 @@ class _Sharded:
         self._keys += 1
         self.spread(self._keys, points, storage)
         kept = ShardedPoints(self, self._keys, points, storage)
-        # The ranks forget it before the next message: never during one.
+        # The ranks drop their parts before the next message, never during one.
         weakref.finalize(kept, self._dropped.append, self._keys)
         return kept
 

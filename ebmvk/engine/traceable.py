@@ -31,8 +31,8 @@ class Rows(HostRows):
 class Traceable(Reference):
     """The reference backend, whose top-k and energies can be traced.
 
-    Their arguments must fit; they aren't checked. Of equal scores top-k takes those that torch.topk
-    takes: a compiler should take the lower ids.
+    Arguments must fit; they aren't checked. Among equal scores, top-k takes those that torch.topk
+    takes; a compiler should take those with the lower ids.
     """
 
     name = "traceable"

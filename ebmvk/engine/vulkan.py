@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 COUNTED = tuple(field.name for field in dataclasses.fields(OpCount))
 
 
-_NO_TOKEN = 2**32 - 1  # what the kernel of `decode` writes where weights aren't finite
+_NO_TOKEN = 2**32 - 1  # what the kernel of `decode` writes for a row whose weights aren't finite
 
 
 class VulkanPoints:
     """Rows (N, d) in device memory, in float32 or float16.
 
-    Once it makes `topk` faster, float32 rows get a float16 copy, which changes no bit of the
+    Float32 rows get a float16 copy as soon as that makes `topk` faster. It changes no bit of the
     results.
     """
 
@@ -138,7 +138,7 @@ class Vulkan(Chained):
             values: (B,) or (B, n), contiguous, float32 without NaN, or int64 in [0, 2^32).
 
         Raises:
-            ArgumentError: another shape, dtype or value. OutOfMemory: no room on the device.
+            ArgumentError: another shape, dtype or value. OutOfMemory: too little device memory.
         """
         given = torch.as_tensor(values).detach()
         checks.values(given)
@@ -228,8 +228,8 @@ class Vulkan(Chained):
             return self._tensor(self._engine.rows(operation, [*map(_native, arguments)]))
 
     def _call(self, name: str, given: Mapping[str, Any], function: str = "") -> tuple[Any, ...]:
-        """The results of an operation, as the extension returns them. function: the extension's, if
-        it isn't `name`."""
+        """The results of an operation, as the extension returns them. function: the extension's
+        function, if its name isn't `name`."""
         own = self._own(given["points"]) if "points" in given else None
         sizes = checks.operation(name, self._rules, given)
         with self._errors(name):

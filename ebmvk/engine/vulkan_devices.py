@@ -27,8 +27,8 @@ class Device:
 
 
 _PREFERENCE = ("discrete", "integrated", "virtual", "other", "cpu")
-"""Types from the one to take first to the one to take last. A laptop with two GPUs lists either
-first."""
+"""Types from the one to take first to the one to take last. A laptop with two GPUs may list
+either first."""
 
 
 def preference(device: Device | _vulkan.Capabilities) -> int:
@@ -61,8 +61,8 @@ class Heap:
 class Description:
     """What a device is and offers.
 
-    missing: why it can't be used; empty if it can. scoring: {number of queries: tile (queries x
-    points) that a workgroup of the scoring kernel then takes}.
+    missing: why it can't be used; empty if it can. scoring: {number of queries: the tile (queries x
+    points) that a workgroup of the scoring kernel computes from that number on}.
     """
 
     index: int

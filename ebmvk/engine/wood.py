@@ -32,10 +32,10 @@ def deficit(kappa: Tensor, d: int, *, seed: int, first_row: int = 0) -> Tensor:
     """
     level = kappa.detach().to(torch.float64)
     b = (d - 1) / (2 * level + torch.sqrt(4 * level * level + (d - 1) ** 2))
-    # For large kappa, Wood's x0 = (1 - b) / (1 + b) and the cosines are near 1; only differences
-    # from 1 have digits.
+    # For large kappa, Wood's x0 = (1 - b) / (1 + b) and the cosines are near 1, and only their
+    # differences from 1 keep digits.
     fall0 = 2 * b / (1 + b)  # 1 - x0
-    c = (d - 1) * (torch.log(fall0) + torch.log1p(1 - fall0))  # of 1 - x0^2
+    c = (d - 1) * (torch.log(fall0) + torch.log1p(1 - fall0))  # (d - 1) log(1 - x0^2)
     out = torch.zeros_like(level)
     todo = torch.arange(len(level), device=level.device)
     for attempt in range(_MOST_ATTEMPTS):

@@ -155,7 +155,7 @@ class _Problem:
 
     @property
     def gathered_bytes(self) -> float:
-        """Of the candidates of all rows, each read once."""
+        """Bytes of the candidates of all rows, each read once."""
         return self.row_bytes * self.scale.candidates
 
     def candidate_flops(self, passes: float) -> float:
@@ -168,7 +168,7 @@ def _unit(rows: int, d: int, seed: int) -> Tensor:
 
 
 def _sphere(name: str, per_coordinate: float, arguments: int, p: _Problem) -> Workload:
-    """arguments: how many the operation takes, of x, y and a tangent at x."""
+    """arguments: how many of x, y and a tangent at x the operation takes, in this order."""
     operation, flops = getattr(p.backend, name), per_coordinate * p.scale.rows * p.scale.dimension
     second = p.tangent if name in ("proju", "expmap") else p.y
     return Workload(flops, (arguments + 1) * p.row_bytes, partial(operation, *(p.x, second, p.tangent)[:arguments]))
@@ -230,4 +230,4 @@ WORKLOADS: dict[str, Callable[[_Problem], Workload]] = {
     "vmf_sample": _vmf,
     "accumulate": _accumulate,
 }
-"""Each operation of the table at a scale."""
+"""{operation: what gives its workload at a scale}."""

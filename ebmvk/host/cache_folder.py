@@ -1,5 +1,5 @@
-"""The folder for what is made once and kept between runs, and can be made again at any time:
-compiled programs and pipelines."""
+"""The folder that keeps compiled programs and pipelines between runs. They can be made again at any
+time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ OFF = "off"
 def cache_folder() -> Path | None:
     """The folder, which needn't exist; None if nothing is kept.
 
-    `EBMVK_CACHE_DIR` names it, or is `off`. Otherwise it is `ebmvk` in `XDG_CACHE_HOME` or in
-    `~/.cache`; without a home folder nothing is kept.
+    `EBMVK_CACHE_DIR` names it; `off` keeps nothing. Otherwise it is `ebmvk` in `XDG_CACHE_HOME` or
+    in `~/.cache`; without a home folder nothing is kept.
     """
     named = os.environ.get(VARIABLE)
     if named:

@@ -32,7 +32,7 @@ def tune() -> None:
     # torch reads this when it loads OpenMP: how often a waiting thread spins before it sleeps. By
     # default it spins for milliseconds. If another process is busy on a machine with two cores,
     # this keeps a delayed thread from running, and training got ten times slower. A spin this short
-    # costs nothing on an idle machine; none costs a sixth of speed.
+    # costs nothing on an idle machine; without any spin, speed falls by a sixth.
     if not TORCH_CAME_FIRST:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
@@ -65,7 +65,7 @@ def spin_less() -> None:
     _quiet = True
     if sys.platform == "linux" and not _outnumber_processors():
         warnings.warn(
-            "torch was imported before ebmvk: on a machine with other work its threads may run several times slower; "
+            "torch was imported before ebmvk: while other programs work, torch may run several times slower; "
             "import ebmvk first, or set GOMP_SPINCOUNT=1000",
             stacklevel=2,
         )
@@ -75,7 +75,8 @@ def _outnumber_processors() -> bool:
     """Start a team of threads that sleep for ever, so that GCC's OpenMP counts more threads than
     processors.
 
-    Its waiting threads then spin for microseconds only. Returns False if that library isn't loaded.
+    OpenMP's waiting threads then spin for microseconds only. Returns False if GCC's OpenMP isn't
+    loaded.
     """
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()

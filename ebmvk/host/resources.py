@@ -19,8 +19,7 @@ def memory(device: torch.device) -> dict[str, int]:
     """Bytes in use by the process: `resident` (if the system tells) and `peak`; on a CUDA device
     also those of torch's tensors, `device` and `device_peak`.
 
-    Vulkan buffers aren't counted, except those on a Vulkan device that is a CPU, which are
-    resident.
+    Vulkan buffers aren't counted, unless the Vulkan device is a CPU: then they are resident.
     """
     found = {"peak": _peak()}
     with contextlib.suppress(OSError):  # only Linux has /proc
@@ -55,8 +54,8 @@ def reset_peak(device: torch.device) -> None:
 
 
 def step_peak(device: torch.device) -> int:
-    """Bytes at the peak where training keeps its tensors: on the CUDA device, or else in the
-    process.
+    """Peak bytes of the memory in which training keeps its tensors: that of the CUDA device, or
+    else of the process.
     """
     found = memory(device)
     return found.get("device_peak", found["peak"])

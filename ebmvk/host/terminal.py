@@ -70,7 +70,7 @@ def width() -> int | None:
 
 
 def hanging(text: str) -> str:
-    """The text as it is. On a terminal, long lines are wrapped and indented past their label."""
+    """The text; on a terminal, its long lines are wrapped and indented past their label."""
     columns = width()
     if columns is None:
         return text
@@ -151,7 +151,7 @@ def _outliving(stream: TextIO) -> TextIO:
         return stream
     try:
         number = stream.fileno()
-    except OSError:  # a notebook's, which can't be closed
+    except OSError:  # a notebook's stream has no file descriptor
         return stream
     stream.flush()
     raw = io.BufferedWriter(_Outliving(number, "w", closefd=False))

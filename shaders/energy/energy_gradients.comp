@@ -1,5 +1,5 @@
-// Gradients of grad_energy E + grad_score.score, one state per workgroup. Those of the points stay
-// as weights. With w = P_x grad_score, a_j = kappa_j mu_j.w, level = sum_j rho_j a_j + grad_energy,
+// Gradients of grad_energy E + grad_score.score, one state per workgroup. For the points it writes
+// weights only. With w = P_x grad_score, a_j = kappa_j mu_j.w, level = sum_j rho_j a_j + grad_energy,
 // c_j = rho_j (a_j - level):
 //   dlogw_j = c_j, dkappa_j = c_j mu_j.x + rho_j mu_j.w, dbackground = -rho_rest level,
 //   dmu_j = c_j kappa_j x + rho_j kappa_j w, dx = sum_j c_j kappa_j mu_j - (x.grad_score) g - (x.g) grad_score,
@@ -44,8 +44,8 @@ void main() {
     float level = sums.y + grad_energy[chain];
     for (uint j = gl_LocalInvocationIndex; j < k; j += GROUP) {
         float concentration = candidate_law[j].y;
-        // Subtract the mean of a_j first: if one candidate has all the weight, both are large and
-        // equal.
+        // Subtract the mean of a_j first: if one candidate has all the weight, both terms are large
+        // and equal.
         precise float above = concentration * candidate_dot[j] - sums.y;
         float c = share[j] * (above - grad_energy[chain]);
         candidate_weight[j] = c * concentration;

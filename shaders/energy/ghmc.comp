@@ -4,14 +4,14 @@
 // velocity reversed.
 //
 // As in langevin.comp, a step reads only x, v, its own number and its level, so cutting the steps
-// elsewhere gives the same bits.
+// into other dispatches gives the same bits.
 #version 450
 #include "interface.glsl"
 #include "bits.glsl"
 #include "integrator.glsl"
 
 // The chain where its trajectory began, after the first O.
-#ifdef RESIDENT  // x and v are those of the last step until the next is stored
+#ifdef RESIDENT  // x and v stay those of the last step until the next step is stored
 shared vec4 old_force[ROW];
 #define OLD_STATE(i, q) x[chain * quads + q]
 #define OLD_VELOCITY(i, q) v[chain * quads + q]

@@ -1,10 +1,10 @@
-// How the scoring kernels hand over their scores. An invocation appends those that may be among the
-// best of their row to the row's list, in any order: select_topk.comp sorts them. A list has room for
+// How the scoring kernels hand over their scores. An invocation appends scores that may be among the
+// best of their row to the row's list, in any order: select_topk.comp sorts them. A list has space for
 // all scores of a block, so it never overflows.
 //
 // `bars` has the lowest key (sortable()) that a row still wants. It comes from the points before the
-// block. Their ids are lower, so a score of the block that equals the k-th best of them is not wanted.
-// NaN may be appended where it is not wanted; select_topk.comp then leaves it out.
+// block. These have lower ids, so a score of the block that equals their k-th best is not wanted. NaN
+// may be appended although it is not wanted; select_topk.comp then leaves it out.
 #ifndef EBMVK_APPEND_SCORES_GLSL
 #define EBMVK_APPEND_SCORES_GLSL
 #include "bits.glsl"

@@ -1,5 +1,5 @@
 // Tests of a float's bits. Vulkan lets a compiler assume that no float is NaN and that -0 is 0, so it
-// may drop `isnan` and the comparisons that would tell; it can't drop these.
+// may drop `isnan` and comparisons that test for them. It can't drop these functions.
 #ifndef EBMVK_BITS_GLSL
 #define EBMVK_BITS_GLSL
 

@@ -1,5 +1,5 @@
 // A row of `width` token weights with some tokens taken out, the candidates `ids`, read in blocks of
-// BLOCK tokens. Each invocation owns 32 tokens of a block in a row, so that sums can follow the
+// BLOCK tokens. Each invocation owns 32 consecutive tokens of a block, so that sums can follow the
 // order of the tokens. interface.glsl must define log_p, ids, width, pitch, k.
 #ifndef EBMVK_CANDIDATE_SET_GLSL
 #define EBMVK_CANDIDATE_SET_GLSL
@@ -21,7 +21,7 @@ void mark_candidates(uint row, uint first) {
     barrier();
 }
 
-// True if token 32 part + bit of the marked block exists and is no candidate.
+// True if token 32 part + bit of the marked block exists and isn't a candidate.
 bool outside(uint first, uint part, uint bit) {
     return first + 32u * part + bit < width && (taken_bits[part] >> bit & 1u) == 0u;
 }

@@ -6,9 +6,9 @@
 // noise vector span: kicks, drifts along geodesics, friction, and both projections. So the moves
 // change only the coefficients of x and v, from the ten inner products of the four vectors, which
 // one reduction finds; then x and v are written once. In float32 this rounds like the moves
-// themselves: an inner product of two vectors is off by a few units of the product of their lengths,
-// in either order, and x is normalised and v projected with products that were summed from the
-// vectors as they are stored, so that errors don't add up from step to step.
+// themselves: either way, an inner product of two vectors is off by a few roundings of the product of
+// their lengths. x is normalised and v projected with products that were summed from the stored
+// vectors, so errors don't add up from step to step.
 #ifndef EBMVK_CHAIN_GLSL
 #define EBMVK_CHAIN_GLSL
 #include "energy.glsl"
@@ -17,7 +17,7 @@
 const uint STREAM_NOISE = 0u;
 const uint STREAM_METROPOLIS = 2u;
 const uint STREAM_NOISE_2 = 3u;
-const uint NO_NOISE = 2u;  // in place of a number of noise within a step, 0 or 1
+const uint NO_NOISE = 2u;  // instead of the number of a noise in a step, 0 or 1
 
 mat4 products;        // of x, v, the force and the noise, in this order
 vec4 position;        // coefficients of x
@@ -30,7 +30,7 @@ struct Kept {
     vec4 record;    // energy, sums of |v|^2/(d-1) and of |change of H|, largest defect of x and v before projection
     float before;   // the energy H where a step or trajectory began
     float thermal;  // |v|^2 right after the first O of a step
-    float heat;     // what the O of a step have added to |v|^2
+    float heat;     // what the O moves of a step have added to |v|^2
     float accepts;
     float old_energy;
 };
@@ -75,7 +75,7 @@ void draw_ahead(uint next, uint step_number, uint chain) {
     }
 }
 
-// Makes the state known to all, and the noise to subgroup 0, which has used that of before.
+// Makes the state known to all, and the new noise to subgroup 0, which has used the noise before it.
 void share_state(bool drew) {
     barrier();
     if (drew)
@@ -140,8 +140,8 @@ void sum_products(inout vec4 a, inout vec4 b, inout vec2 c, bool noisy) {
 #endif
 }
 
-// Finds the inner products of what is stored, with that noise of the step or with none. The moves
-// begin here.
+// Finds the inner products of the stored vectors, including noise `number` of the step unless that is
+// NO_NOISE. Moves begin with this.
 void measure(Bath bath, uint number) {
     measured_noise = number;
     position = vec4(1.0, 0.0, 0.0, 0.0);
@@ -167,10 +167,10 @@ void measure(Bath bath, uint number) {
     squared_speed = products[1].y;
 }
 
-// Of vectors that are given by their coefficients.
+// The inner product of two vectors that are given by their coefficients.
 float inner(vec4 a, vec4 b) { return dot(a, products * b); }
 
-// Not negative: a velocity that only roundings are left of has a square of either sign.
+// At least 0: the square of a velocity that consists of roundings only can come out negative.
 void measure_speed() { squared_speed = max(inner(motion, motion), 0.0); }
 
 #define COMBINED(c, here, along, pull) ((c).x * (here) + (c).y * (along) + (c).z * (pull))
@@ -197,7 +197,7 @@ vec4 moved_velocity(uint i, uint q) {
     return measured_noise == NO_NOISE ? turned : turned + motion.w * NOISE(i, q);
 }
 
-// Stores v, where x didn't move.
+// Stores v; x hasn't moved.
 void settle_velocity() {
     FOR_OWN(i, q) VELOCITY(i, q) = moved_velocity(i, q);
 }
@@ -240,14 +240,14 @@ void heat_2(Bath bath) {
     KEPT.heat += squared_speed - cold;
 }
 
-// Back onto the sphere. Returns the distance from it.
+// Moves x back onto the sphere. Returns the distance that it was off.
 float project_state() {
     float squared_length = inner(position, position);
     position *= inverse_sqrt(squared_length);
     return abs(sqrt(squared_length) - 1.0);
 }
 
-// Back into the tangent space of x, at the state. Returns |x.v| / |v| of before.
+// Moves v back into the tangent space at x. Returns |x.v| / |v| from before.
 float project_velocity() {
     vec4 image = products * motion;
     vec2 defect = vec2(image.x, dot(motion, image));

@@ -23,7 +23,7 @@ struct Mixture {
 };
 Mixture mixture = Mixture(0.0, 0.0, 0.0, 0.0);  // at the state that was evaluated last
 
-// sums: of e^(a_j - top), with the background, and of the same times kappa_j mu_j.x.
+// sums: the sum of e^(a_j - top), with the background, and the sum of these times kappa_j mu_j.x.
 Mixture mixture_of(float top, vec2 sums) {
     bool empty = top < 0.5 * LOG_ZERO;  // neither a candidate nor the background has weight
     float scale = empty ? 0.0 : 1.0 / sums.x;

@@ -1,9 +1,9 @@
 // Elementary functions that are accurate to a few units in the last place (ULP) in float32. The
 // built-in functions may be far worse, and on some drivers are: log(1 - 2^-24) is 73 % off, exp 17
 // ULP. Uses minimax polynomials after Cephes (Moshier) and reduces arguments in two or three exact
-// parts (Cody and Waite). Only polynomials are written with `fma`, where it doesn't matter if a device
-// rounds once or twice: `precise` doesn't reach into an `fma`. Both sides of a condition are computed
-// where that is cheaper than a branch.
+// parts (Cody and Waite). `precise` doesn't reach into an `fma`, so only polynomials are written with
+// it; there it doesn't matter if a device rounds once or twice. Both sides of a condition are computed
+// if that is cheaper than a branch.
 #ifndef EBMVK_MATH_GLSL
 #define EBMVK_MATH_GLSL
 #include "bits.glsl"

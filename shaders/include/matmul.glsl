@@ -1,6 +1,6 @@
 // Shared by the kernels of matrix products: out = alpha a b + beta c for each matrix of a batch.
 // A batch has up to three axes; batch_1 and batch_2 are the sizes of the inner two. Strides and
-// offsets count elements, and a stride of 0 repeats.
+// offsets count elements; a stride of 0 repeats one element.
 //
 // The inner axis may be cut into parts of `part` elements. gl_WorkGroupID.y is then the part's
 // number, and each part's sums go to a place of their own in a dense `result`: matmul_join adds them

@@ -21,7 +21,7 @@ float unordered(uint key) {
 
 bool comes_before(uvec2 a, uvec2 b) { return a.x > b.x || (a.x == b.x && a.y < b.y); }
 
-// Sorts the first `room`, a power of two, of which those without an entry are NOTHING.
+// Sorts the first `room` places, a power of two. Places without an entry must be NOTHING.
 void sort_best(uint room) {
     for (uint size = 2u; size <= room; size <<= 1)
         for (uint reach = size >> 1; reach > 0u; reach >>= 1) {

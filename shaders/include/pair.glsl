@@ -1,5 +1,5 @@
-// Pairs of float32 whose sum is a number of about 48 bits, for devices without float64: x is its
-// rounded value, y the rest. See ebmvk/compute/pairs.py.
+// Pairs of float32 whose sum is a number of about 48 bits, for devices without float64: x is the
+// rounded number, y the rest. See ebmvk/compute/pairs.py.
 
 vec2 two_sum(float a, float b) {
     precise float sum = a + b;

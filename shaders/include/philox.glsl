@@ -15,7 +15,7 @@ uvec4 philox(uvec4 counter, uvec2 key) {
     return counter;
 }
 
-// (bits + 1/2) 2^-32, kept below 1, which rounding to float32 would reach and whose logarithm is 0.
+// (bits + 1/2) 2^-32. It is kept below 1, which rounding to float32 could reach: log 1 is 0.
 float open_uniform(uint bits) {
     precise float u = (float(bits) + 0.5) * 2.3283064365386963e-10;
     return clamp(u, 1.1641532182693481e-10, 0.99999994);

@@ -1,4 +1,4 @@
-// Sums over the invocations before one's own. GROUP is at most 256.
+// Sums over the invocations before the calling one. GROUP is at most 256.
 #ifndef EBMVK_PREFIX_GLSL
 #define EBMVK_PREFIX_GLSL
 

@@ -1,5 +1,5 @@
-// One pass of a stable radix sort: counts the digits of the keys. Each invocation counts those of
-// its own share of the entries, so nothing is atomic, and the order is kept.
+// One pass of a stable radix sort: counts the digits of the keys. Each invocation counts the digits
+// in its own share of the entries, so nothing is atomic, and the order is kept.
 //
 // interface.glsl must define params, keys, order; the push constants per_key, shift, unsorted; and
 // the specialisation constant DIGITS, a power of two. GROUP x DIGITS is at most 2048.
@@ -7,8 +7,8 @@
 #define EBMVK_RADIX_GLSL
 #include "share.glsl"
 
-// Of invocation i and digit d at i DIGITS + d, so that neighbours in an invocation's loop over
-// digits are neighbours in memory. The size is fixed because some drivers don't size shared arrays
+// The count of invocation i and digit d is at i DIGITS + d, so an invocation's loop over digits
+// passes through memory in order. The size is fixed because some drivers don't size shared arrays
 // by specialisation constants.
 shared uint digit_count[2048];
 

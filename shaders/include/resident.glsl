@@ -3,7 +3,7 @@
 //
 // Subgroup s holds the candidates s, s + SUBGROUPS, ... (HELD of them), and each of its lanes the
 // quads lane, lane + (size of a subgroup), ... (LANE_QUADS of them). 64 candidates of 640 floats
-// are 80 registers in each of 512 invocations, of halves in each of 256. The arrays stay in
+// take 80 registers in each of 512 invocations; in halves, 80 in each of 256. The arrays stay in
 // registers only if every index is a constant, so all loops over them are unrolled. Shared memory is
 // accessed in consecutive quads, without bank conflicts.
 //
@@ -22,13 +22,13 @@ const uint LANE_TERMS = (TERMS + LANES - 1u) / LANES;
 const uint PARTS = SUBGROUPS < 8u ? SUBGROUPS : 8u;  // subgroups that add at once; others take turns
 
 QUAD held[HELD * LANE_QUADS];
-vec2 own_law;    // logw, kappa of the candidate that is this lane's: gl_SubgroupID + lane SUBGROUPS
+vec2 own_law;    // logw, kappa of this lane's candidate, gl_SubgroupID + lane SUBGROUPS
 float log_rest;  // of the background
 
 shared vec4 whole_state[ROW];
 shared vec4 whole_velocity[ROW];
-// Of the weighted sum, a row for each subgroup; the first row then becomes the force. Coordinates are
-// apart: a lane's four would have to be copied to registers side by side first.
+// Parts of the weighted sum, a row for each subgroup; the first row then becomes the force. These are
+// floats, because a lane would have to copy the four of a vec4 to neighbouring registers first.
 shared float parts[4u * PARTS * ROW];
 shared vec2 terms[TERMS];  // a_j, kappa_j mu_j.x of every candidate
 
@@ -99,7 +99,7 @@ void add_held(float weight) {
         uint row = gl_SubgroupID - first;
         if (row < PARTS) {  // also false if the subtraction wraps, because this subgroup had its turn
             uint at = part_at(row, gl_SubgroupInvocationID);
-            // The next quad is asked for before this one is written.
+            // The next quad is requested before this one is written.
             vec4 next = first == 0u ? vec4(0.0) : part_of(at);
             [[unroll]] for (uint i = 0u; i < LANE_QUADS; ++i) {
                 vec4 sum = next + part[i];
@@ -111,7 +111,7 @@ void add_held(float weight) {
     }
 }
 
-// Sets `mixture` and the force where the state is owned; whole_state must be there for all.
+// Sets `mixture`, and the force in subgroup 0, which owns it. whole_state must be visible to all.
 void energy_and_score(uint chain, float kappa_scale, float logw_shift) {
     float concentration = kappa_scale * own_law.y;
     float pull = concentration * dot_held();

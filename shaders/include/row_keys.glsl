@@ -7,7 +7,7 @@
 #define EBMVK_ROW_KEYS_GLSL
 #include "bits.glsl"
 
-const uint NONE = 0xffffffffu;  // the key and the id of no value, behind all others
+const uint NONE = 0xffffffffu;  // key and id of a place without a value; comes after all others
 
 // Where a row begins. Rows have up to three axes.
 uint start_of(uint row) {

@@ -1,5 +1,5 @@
-// Shared by the scoring kernels: the order of additions in a dot product, so that every tiling and
-// every storage of the same rows gives the same bits, and the points' weights.
+// Shared by the scoring kernels: the points' weights, and the order of additions in a dot product,
+// with which every tiling and every storage of the same rows gives the same bits.
 #ifndef EBMVK_SCORE_GLSL
 #define EBMVK_SCORE_GLSL
 

@@ -1,4 +1,4 @@
-// Sums over segments of sorted entries, of which one dispatch may add a window only.
+// Sums over segments of sorted entries. One dispatch may add just a window of the entries.
 //
 // interface.glsl must define window, starts, entries. window: first entry, end of the entries, first
 // segment, 1 to start from zero (otherwise sums continue).

@@ -1,4 +1,4 @@
-// Sums of runs that add_runs has left in parts, one after the other.
+// Adds up the parts of sums that add_runs has left, one after the other.
 #version 450
 #include "interface.glsl"
 
@@ -7,7 +7,7 @@ void main() {
     uint chunk = gl_WorkGroupID.y + gl_WorkGroupID.z * gl_NumWorkGroups.y;
     uint first = chunk * each;
     uint end = first + each;
-    if (end >= count || column >= width) return;  // no run goes on behind the last chunk
+    if (end >= count || column >= width) return;  // no run continues after the last chunk
     uint key = keys[end - 1u];
     bool begins = first == 0u || keys[first - 1u] != key;
     if (!begins || key >= limit || keys[end] != key) return;

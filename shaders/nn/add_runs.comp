@@ -2,10 +2,10 @@
 // key, in their order. `keys` are sorted, `count` of them; those from `limit` on are left out. A
 // workgroup has GROUP columns.
 //
-// each = 0: it has one run of equal keys; the workgroups of places that don't begin a run do nothing.
-// Otherwise it has `each` places. It writes the sum of a run that is entirely there. The part of a
-// run that began earlier goes to partial_(2 chunk), that of a run which begins there and goes on to
-// partial_(2 chunk + 1), for add_parts.
+// each = 0: a workgroup has one run of equal keys; workgroups of places where no run begins do
+// nothing. Otherwise a workgroup has a chunk of `each` places. It writes the sums of runs that lie
+// within its chunk. For add_parts it writes the part of a run that began earlier to partial_(2 chunk),
+// and the part of a run that begins here and continues in the next chunk to partial_(2 chunk + 1).
 #version 450
 #include "interface.glsl"
 

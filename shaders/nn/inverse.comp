@@ -1,5 +1,5 @@
 // The inverses of symmetric positive definite matrices in pairs of float32, by Gauss-Jordan steps
-// without exchanges. One workgroup a matrix.
+// without exchanges. One workgroup per matrix.
 #version 450
 #include "interface.glsl"
 #include "pair.glsl"

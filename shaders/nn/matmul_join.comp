@@ -1,5 +1,5 @@
 // result = alpha (the sum of the parts of matrix products) + beta c. The parts are added one after
-// the other, each of `count` elements: all matrices of the batch.
+// the other. Each has `count` elements, those of all matrices of the batch.
 #version 450
 #include "interface.glsl"
 

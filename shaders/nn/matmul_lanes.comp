@@ -1,8 +1,8 @@
 // Matrix products for processors. A workgroup is one subgroup of LANES invocations, with a tile of
-// LANES ROWS rows and LANES COLUMNS columns. Lane n keeps the columns n, n + LANES, … and reads, of
-// each term of the inner axis, the rows n, n + LANES, …, which all lanes then take from it in turn.
-// So each element of a and b is read once for the tile: reads by lanes at different places are slow
-// there, one after the other.
+// LANES ROWS rows and LANES COLUMNS columns. Lane n keeps the columns n, n + LANES, …. For each place
+// on the inner axis, it reads the rows n, n + LANES, …, and all lanes take these from it in turn. So
+// each element of a and b is read once for the tile. On a processor, reads by lanes at different
+// places are slow, because they happen one after the other.
 #version 450
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_KHR_shader_subgroup_ballot : require

@@ -3,11 +3,11 @@
 // elements of that axis pass through shared memory; while one is multiplied, the next is on its way
 // to registers. The inner axis has at least STEP elements.
 //
-// An invocation reads quads of four elements. A_ALONG says which of a:
+// An invocation reads quads of four elements. A_ALONG says which four of a:
 //   0  four along the inner axis, whose stride must be 1
 //   1  four along the inner axis, with any strides; neighbouring invocations read neighbouring rows
 //   2  four neighbouring rows, whose stride must be 1 and whose number a multiple of 4
-// B_ALONG: the same of b, for columns instead of rows. Shared memory holds such quads.
+// B_ALONG: the same for b, with columns instead of rows. Shared memory holds such quads.
 #version 450
 #extension GL_EXT_control_flow_attributes : require
 #include "interface.glsl"
@@ -110,8 +110,8 @@ void main() {
         if (stores(i, B_QUADS)) b_slice[b_to[i]] = b_next[i];
     barrier();
     for (uint at = end;; at += STEP) {  // `at`: where the next slice begins
-        // After the last slice it is read and stored again: if there were a condition, drivers would
-        // wait for the reads where it ends, or move them to where it is.
+        // In the end the last slice is read and stored again. If a condition prevented that, drivers
+        // would wait for the reads where the condition ends, or move the reads to it.
         uint from = min(at, inner - STEP);
         for (uint i = 0u; i < A_LOADS; ++i)
             for (uint e = 0u; e < 4u; ++e) a_next[i][e] = a[a_at[i] + from * a_next_inner + e * a_element];

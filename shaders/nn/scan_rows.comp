@@ -1,6 +1,6 @@
-// Running sums along rows of `count` values, one workgroup a row. A workgroup passes through its row
-// in pieces of GROUP EACH values: each invocation sums EACH neighbours, and a tree in a fixed order
-// adds up the invocations. KIND: as in row_keys.glsl.
+// Running sums along rows of `count` values, one workgroup per row. A workgroup passes through its
+// row in pieces of GROUP EACH values: each invocation sums EACH neighbouring values, and a tree in a
+// fixed order adds up the sums of invocations. KIND: as in row_keys.glsl.
 #version 450
 #extension GL_EXT_control_flow_attributes : require
 #include "interface.glsl"

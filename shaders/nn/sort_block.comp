@@ -2,7 +2,7 @@
 // order of their ids, which are their places in the row. A bitonic network, because its order of
 // comparisons is fixed.
 //
-// PAIRS: the values are keys and ids that this kernel wrote earlier, `count` in a row. FINAL: write
+// PAIRS: the values are keys and ids that this kernel wrote earlier, `count` per row. FINAL: write
 // the values themselves, not their keys. Row r of the results has `pitch` places, from r pitch on; a
 // block without enough values fills its places with NONE.
 #version 450

@@ -1,6 +1,6 @@
 // Merges pairs of neighbouring sorted runs of `run` keys in rows of `count`. Each invocation finds
-// the place of one key: after the keys before it in its run, and those of the other run that come
-// first; of equal keys, those of the left run. Of each row, the first `kept` places are written.
+// the place of one key, by the number of keys before it in its own run and in the other run. Among
+// equal keys, those of the left run come first. Of each row, the first `kept` places are written.
 // FINAL: write the values, not their keys.
 #version 450
 #include "interface.glsl"

@@ -34,7 +34,7 @@ void fill(bool from_whole) {
     barrier();
 }
 
-// log det of a group's block of `block`, which is eliminated.
+// log det of a group's rows and columns in `block`. Elimination overwrites these.
 float log_det(uint group) {
     float found = 0.0;
     for (uint a = begin[group]; a < begin[group] + size[group]; ++a) {
@@ -71,7 +71,8 @@ void condition(uint group) {
     }
 }
 
-// The group that shares the most with those before it, of which `groups` aren't all taken.
+// Takes the next group: of the first `groups` groups that aren't taken, the one that shares the most
+// information with those that are.
 void choose(uint groups) {
     uint found = N;
     for (uint g = 0u; g < groups; ++g)
@@ -89,7 +90,7 @@ void keep(bool first) {
     for (uint a = 0u; a < size[last]; ++a) best_part[unit[begin[last] + a]] = true;
 }
 
-// The last two groups become one, the youngest.
+// The last two groups become one, which is then the youngest.
 void join(uint groups) {
     uint at = 0u, groups_left = 0u;
     uint old_begin[2] = uint[2](begin[before], begin[last]), old_size[2] = uint[2](size[before], size[last]);

@@ -1,6 +1,6 @@
 // The masses of the candidates, the log of the mass outside them, and the entropy of this mixture,
-// one row per workgroup. The mass outside is summed, because 1 minus the mass inside would lose a
-// small one.
+// one row per workgroup. The mass outside is summed, because 1 minus the mass inside would lose the
+// digits of a small one.
 #version 450
 #include "interface.glsl"
 #include "candidate_set.glsl"

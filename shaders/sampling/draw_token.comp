@@ -1,6 +1,6 @@
-// A token by inversion: a candidate with its responsibility, or one of the others, together with
-// `rest_share`, in proportion to their probability. One row per workgroup. A token of weight 0 is
-// never drawn. 2^32 - 1 if the weights aren't finite.
+// Draws a token by inversion, one row per workgroup. A candidate has its responsibility as
+// probability; the other tokens share `rest_share` in proportion to their probability. A token of
+// weight 0 is never drawn. Writes 2^32 - 1 if the weights aren't finite.
 #version 450
 #include "interface.glsl"
 #include "philox.glsl"
@@ -61,7 +61,8 @@ uint search_part(uint row, uint first, uint part, float top, float limit) {
     return last;
 }
 
-// The same in the whole block; NONE if its sum doesn't pass `limit`, which then becomes what is left.
+// Searches the whole block in the same way. If its sum doesn't pass `limit`, returns NONE and
+// subtracts the sum from `limit`.
 uint search_block(uint row, uint first, float top, inout float limit) {
     for (uint part = 0u; part < GROUP; ++part) {
         if (part_sum[part] > limit) return search_part(row, first, part, top, limit);
@@ -74,7 +75,7 @@ uint search_block(uint row, uint first, float top, inout float limit) {
     return NONE;
 }
 
-// One of the tokens outside the candidates.
+// Draws one of the tokens outside the candidates.
 uint draw_other(uint row) {
     float top = LOWEST;
     for (uint first = 0u; first < width; first += BLOCK) {

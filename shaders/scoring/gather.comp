@@ -1,7 +1,7 @@
 // Copies the candidates in one shard of the points to a table of their own, one row per workgroup;
 // needed if the points span several storage-buffer ranges. The shard has the ids from `first` up to
-// `end` - 1. Each of the rows has `per_row` candidates. They begin with `params.first_row` if `blocks`
-// is not 0.
+// `end` - 1. Each row has `per_row` candidates. If `blocks` is not 0, the first row of ids to read is
+// `params.first_row`.
 #version 450
 #include "interface.glsl"
 

@@ -21,7 +21,7 @@ void main() {
     sum = group_sum(sum);
     // 1 % covers the roundings of this sum and of its root. A sum of m products in float32 is off
     // by at most 2 m 2^-24 |q||p| if each product is rounded before it is added. There are two such
-    // sums, with room for the roundings of the weight and for |p| = 1.001.
+    // sums, and a margin for the roundings of the weight and for |p| = 1.001.
     if (gl_LocalInvocationIndex == 0u)
         radius[first + row] = 1.01 * (sqrt(sum) + (16.0 * float(quads) + 16.0) * 5.9604645e-8);
 }

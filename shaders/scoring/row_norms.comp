@@ -1,6 +1,6 @@
-// At least the norm of each query, one row per workgroup; infinite if a sum might overflow, so that
-// nothing counts as proved (append_scores.glsl). 1 % covers the roundings of the sum and of its root,
-// and the last term squares that are too small for a float.
+// An upper bound of each query's norm, one row per workgroup. It is infinite if a sum might overflow,
+// so that nothing counts as proved (append_scores.glsl). 1 % covers the roundings of the sum and of
+// its root; the last term covers squares that are too small for a float.
 #version 450
 #include "interface.glsl"
 #include "bits.glsl"

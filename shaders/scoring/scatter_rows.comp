@@ -1,6 +1,6 @@
 // Replaces rows of points, one row per workgroup, by those of a table, which begins with row `from`.
-// The shard has the ids from `first` up to `end` - 1; `words` is the size of a row. No id may be
-// there twice.
+// The shard has the ids from `first` up to `end` - 1; `words` is the size of a row. No id may occur
+// twice.
 #version 450
 #include "interface.glsl"
 

@@ -2,7 +2,7 @@
 // 16 RESULTS_ROWS queries times 16 RESULTS_COLUMNS points; neighbouring workgroups have the same
 // points, so that these are read from memory once. Slices of DEPTH quads of both pass through shared
 // memory, as float32: while one is multiplied, the next is on its way to registers. A flat tile has
-// little to multiply, so its slices are twice as deep, and there is room for one instead of two.
+// little to multiply, so its slices are twice as deep, and shared memory holds one instead of two.
 #version 450
 #extension GL_EXT_control_flow_attributes : require
 #include "interface.glsl"
@@ -78,8 +78,8 @@ void main() {
     uint last = quads - min(quads, DEPTH);
     uint slot = 0u;  // of the slice that is multiplied
     for (uint at = end;; at += DEPTH) {  // `at`: where the next slice begins
-        // After the last slice it is read and stored again: if there were a condition, drivers would
-        // wait for the reads where it ends, or move them to where it is.
+        // In the end the last slice is read and stored again. If a condition prevented that, drivers
+        // would wait for the reads where the condition ends, or move the reads to it.
         uint from = min(at, last);
         for (uint i = 0u; i < QUERY_LOADS; ++i) next_query[i] = queries[query_at[i] + from];
         for (uint i = 0u; i < POINT_LOADS; ++i) next_point[i] = points[point_at[i] + from];

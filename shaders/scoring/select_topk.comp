@@ -1,4 +1,4 @@
-// Keeps the best `k` of each row's list, in which those of earlier blocks come first and new ones
+// Keeps the best `k` of each row's list, in which scores of earlier blocks come first and new ones
 // follow in any order; one row per workgroup. Ties go to the lower id. Then sets the row's bar for the
 // next block (append_scores.glsl).
 //
@@ -10,7 +10,7 @@
 #include "ordered.glsl"
 
 const uint DIGITS = 256u;
-const uint PART = 16u;  // digits whose numbers are added up first
+const uint PART = 16u;  // digits whose counts are added up first
 shared uint histogram[DIGITS];
 shared uint part_sum[DIGITS / PART];
 shared uint found_digit;
@@ -26,7 +26,7 @@ uvec2 entry_at(uint place) {
     return uvec2(ordered_bits(entry.x), entry.y);
 }
 
-// Finds the histogram's digit that holds the `wanted`-th largest, and the number wanted of it.
+// Finds the digit of the `wanted`-th largest score, and the number wanted of the scores with it.
 void pick_digit(uint wanted) {
     for (uint p = gl_LocalInvocationIndex; p < DIGITS / PART; p += GROUP) {
         uint sum = 0u;

@@ -1,5 +1,5 @@
-// Counts the segments that begin in a workgroup's share of the sorted entries. Behind the counts of
-// all workgroups follows a 0, so that scan_counts puts the number of segments there. Rows are
+// Counts the segments that begin in a workgroup's share of the sorted entries. The counts of all
+// workgroups are followed by a 0, so that scan_counts puts the number of segments there. Rows are
 // entries.
 #version 450
 #include "interface.glsl"

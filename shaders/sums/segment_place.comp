@@ -1,6 +1,6 @@
-// Writes where each segment starts, its key and its token. Behind the last start follows the end of
-// its entries. bases: the number of segments before each workgroup, then of all. found: segments.
-// Rows are entries.
+// Writes the start, the key and the token of each segment. The last start is followed by the end of
+// the last segment. bases: the number of segments before each workgroup, then the number of all.
+// found: the number of segments. Rows are entries.
 #version 450
 #include "interface.glsl"
 #include "segments.glsl"

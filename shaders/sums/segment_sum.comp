@@ -1,7 +1,7 @@
 // sums_s += weights_e.x a_row + weights_e.y b_row over the entries e of segment s, one entry after the
 // other: no atomics, and cutting the entries into other windows gives the same bits. Workgroups take
 // turns with the segments. Entry e belongs to row e / per_row of a and b. Segment s has the entries
-// at the places from starts_s up to starts_(s+1) - 1. sums has room for `room` segments. Rows
+// at the places from starts_s up to starts_(s+1) - 1. sums has space for `room` segments. Rows
 // are segments.
 #version 450
 #include "interface.glsl"

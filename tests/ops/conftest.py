@@ -39,7 +39,7 @@ def _vulkan() -> Backend | str:
 
 @pytest.fixture(params=["reference", "cpu", "cpu-plain", "vulkan"])
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """cpu-plain: the loops used without Highway, or if it doesn't support the processor."""
+    """cpu-plain: the loops used without Highway, or if Highway doesn't support the processor."""
     if request.param == "vulkan":
         vulkan = request.getfixturevalue("_vulkan")
         if isinstance(vulkan, str):

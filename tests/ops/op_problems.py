@@ -11,7 +11,7 @@ from ebmvk.engine import Schedule
 
 
 def nmse(value: Tensor, truth: Tensor) -> float:
-    """The squared error relative to the size of the truth; 1e-9 is about 3e-5 of it."""
+    """The squared error over the squared size of the truth. 1e-9: an error of 3e-5 of the size."""
     truth = truth.double()
     error = (value.double().cpu() - truth.cpu()).square().sum()
     return float(error / truth.square().sum().clamp_min(1e-30)) if truth.numel() else 0.0

@@ -28,7 +28,7 @@ class Shape:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """By their names in operations.toml."""
+        """The sizes by their names in operations.toml."""
         return {"B": self.rows, "d": self.d, "K": self.k, "N": self.n}
 
 
@@ -37,7 +37,8 @@ SMALL = Shape()
 
 @dataclass(frozen=True)
 class Op:
-    """rows: arguments with one row per query, state or chain. first: the one that numbers row 0."""
+    """rows: arguments with one row per query, state or chain. first: the argument that numbers row
+    0, if there is one."""
 
     method: str
     make: Callable[[Shape, int], Arguments]
@@ -67,7 +68,7 @@ def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 def assert_close(op: Op, got: list[Tensor], want: list[Tensor]) -> None:
-    """The tolerance of float32: 1e-8 where terms of backward cancel; elsewhere errors are 1e-12."""
+    """1e-8 is for float32 terms of backward that cancel; errors of other operations are 1e-12."""
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
         assert a.shape == b.shape, i
         if op.method == "langevin" and i in (

@@ -18,7 +18,7 @@ Instruction = tuple[int, tuple[int, ...]]
 
 
 def instructions(module: bytes) -> Iterator[Instruction]:
-    """Number and operands of each."""
+    """The number and the operands of each instruction."""
     words = struct.unpack(f"<{len(module) // 4}I", module)
     at = HEADER
     while at < len(words):
@@ -33,7 +33,7 @@ def assemble(header: bytes, parts: list[Instruction]) -> bytes:
 
 
 def fast_math(module: bytes) -> bytes:
-    """What a driver may run that assumes, as Vulkan allows, that no float is NaN and that -0 is 0.
+    """The module as a driver may run it if it assumes, as Vulkan allows, no NaN and no -0.
 
     `isnan` is false, comparisons that are false for NaN become those that are true for it and vice
     versa, and `x == 0 ? 0 : x` is x.

@@ -66,8 +66,8 @@ def test_gradients_match_the_oracle(backend: Backend, oracle: Reference, shape: 
         a, b = getattr(got, field.name), getattr(want, field.name)
         assert a.shape == b.shape
         # Second-order terms hold kappa^2 times differences of responsibilities, each known to 1e-7
-        # kappa in float32: where they cancel, the reference itself is 4e-7 off in float32 at kappa
-        # = 300.
+        # kappa in float32. If these cancel, even the reference in float32 is 4e-7 off at kappa =
+        # 300.
         assert nmse(a, b) <= (1e-9 if kappa <= 5 else 2e-6), field.name
 
 
@@ -143,8 +143,8 @@ def test_a_weight_of_zero_has_a_gradient_of_zero(backend: Backend) -> None:
 def test_gradients_stay_accurate_if_one_candidate_has_all_the_weight(
     backend: Backend, oracle: Reference, kappa: float
 ) -> None:
-    """Then a_j and its mean are equal, and as large as kappa: their difference must not be rounded
-    at their size.
+    """In that case a_j and its mean are equal, and as large as kappa. The roundings of their
+    difference must not have that size.
     """
     p = candidates(6, 3, 7, 9)
     # No point occurs twice, because float32 can't tell how two copies share the weight

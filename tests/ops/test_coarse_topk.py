@@ -72,9 +72,7 @@ def test_random_rows_are_proved(kernels: Any) -> None:
 
 
 def test_points_within_the_bound_fall_back(kernels: Any) -> None:
-    """4,000 points closer together than 8 bits can tell: every row must take the other way, and be
-    right.
-    """
+    """8 bits can't tell these 4,000 points apart: every row must fall back, and be right."""
     g = torch.Generator().manual_seed(1)
     points = unit(1, 64, generator=g) + 1e-4 * torch.randn(4000, 64, generator=g)
     points = points / points.norm(dim=1, keepdim=True)
@@ -82,7 +80,7 @@ def test_points_within_the_bound_fall_back(kernels: Any) -> None:
 
 
 def test_ties_between_copies_go_to_the_lower_id(kernels: Any) -> None:
-    """Each of 40 rows 50 times over: ties go to the lower id although candidates come in any
+    """Each of 40 rows occurs 50 times: ties go to the lower id although candidates come in any
     order."""
     g = torch.Generator().manual_seed(2)
     both(kernels, unit(9, 24, generator=g), unit(40, 24, generator=g).repeat(50, 1), 130)
@@ -126,7 +124,7 @@ def test_zero_rows_match_float32(kernels: Any) -> None:
 
 
 def test_scales_of_any_size_match_float32(kernels: Any) -> None:
-    """Panels in which points of scale 1e-6 and 1e6, of both signs and 0, lie side by side."""
+    """Panels that mix points with scales of 1e-6, 1e6 and 0, of both signs."""
     g = torch.Generator().manual_seed(11)
     scale = torch.randn(5000, generator=g) * 10 ** torch.randint(-6, 7, (5000,), generator=g)
     scale[::7] = 0
@@ -134,7 +132,7 @@ def test_scales_of_any_size_match_float32(kernels: Any) -> None:
 
 
 def test_nan_rows_fall_back(kernels: Any) -> None:
-    """Below the argument checks: a row or a scale that is not finite proves nothing, and harms no
+    """Without the argument checks: a row or a scale that is not finite proves nothing, and harms no
     other row.
     """
     g = torch.Generator().manual_seed(12)
@@ -159,7 +157,8 @@ def test_extreme_queries_match_float32(kernels: Any, value: float) -> None:
 
 
 def test_extreme_points_match_float32(kernels: Any) -> None:
-    """Axis vectors and weights of 0: steps of very different size, and bias -inf for nearly all."""
+    """Points along the axes and points of scale 0. Nearly all have a bias of -inf, and the steps of
+    their 8-bit codes differ widely."""
     g = torch.Generator().manual_seed(4)
     points = torch.cat((torch.eye(48), -torch.eye(48), unit(1500, 48, generator=g)))
     bias = torch.full((len(points),), -torch.inf)
@@ -196,7 +195,7 @@ def test_many_queries_use_a_coarse_copy_that_an_update_drops(kernels: Any) -> No
 
 
 def test_other_instruction_sets_dont_use_coarse_copies(kernels: Any) -> None:
-    """Their float32 sums have other bits, so they must not be rescored with these."""
+    """Rescoring has the bits of AVX-512 sums, so it must not be mixed with other sums."""
     before = kernels.target()
     try:
         kernels.use_target("plain")

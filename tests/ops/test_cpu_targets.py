@@ -85,14 +85,14 @@ def test_calls_from_several_threads_take_turns(kernels: Any) -> None:
 
 
 def _naps(tasks: Path) -> int:
-    """How often the threads of this process, but for this one, have gone to sleep."""
+    """How often the threads of this process, except this one, have gone to sleep."""
     others = [task for task in tasks.iterdir() if int(task.name) != threading.get_native_id()]
     lines = [line for task in others for line in (task / "status").read_text("ascii").splitlines()]
     return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
 
 
 def test_a_single_task_wakes_no_thread(kernels: Any) -> None:
-    """On a busy machine each thread that is woken would be waited for."""
+    """On a busy machine the call would wait for each thread that it wakes."""
     tasks = Path("/proc/self/task")
     if not tasks.exists():
         pytest.skip("asks Linux's /proc how often threads slept")
@@ -119,7 +119,7 @@ def test_a_forked_process_can_compute(kernels: Any) -> None:
 
 
 def test_the_extension_guards_its_memory(kernels: Any) -> None:
-    """Below the argument checks, wrong sizes and ids raise errors."""
+    """Even without the argument checks, wrong sizes and ids raise errors."""
     p = candidates(3, 4, 8)
     arrays = [t.numpy() for t in (p.x, p.points, *p.lists)]
     kernels.energy_score(*arrays)

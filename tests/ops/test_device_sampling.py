@@ -78,7 +78,7 @@ def test_a_small_rest_is_not_lost_and_an_empty_one_is_minus_infinity() -> None:
 
 
 def decoded(backend: Vulkan, log_p: Tensor, ids: Tensor, x: Tensor, kappa: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    """Tokens of `decode`, and those of the host by the same random numbers."""
+    """The tokens that `decode` draws, and those that the host draws by the same random numbers."""
     points = backend.points(unit(V, D, 1))
     host = LatentLaw.with_candidates(backend, points, ids, log_p)
     want = host.decode(x, kappa, log_p, seed=3, first_chain=11)
@@ -127,8 +127,9 @@ def test_a_token_without_weight_is_never_drawn() -> None:
 
 
 def test_decoded_tokens_have_the_models_law() -> None:
-    """x from the exact law at a low concentration, then tokens: counts against p(v), by chi-square
-    over tokens with at least five expected; the bound is mean + 4.5 standard deviations."""
+    """Draws x from the exact law at a low concentration, then tokens. A chi-square compares their
+    counts with p(v), for tokens of which at least five are expected; its bound is the mean plus 4.5
+    standard deviations."""
     backend, rows = open_vulkan(), 20_000
     log_p, ids = problem(1, 5)
     log_p, ids = log_p.expand(rows, V).contiguous(), log_p.topk(K, dim=1).indices.expand(rows, K).contiguous()
@@ -178,7 +179,7 @@ def test_chains_start_where_they_do_on_the_host(vulkan: Vulkan, d: int) -> None:
             assert torch.equal(part, whole[first : first + count])
 
 
-def test_no_chains_start_nowhere() -> None:
+def test_zero_chains_have_empty_states() -> None:
     backend = open_vulkan()
     given = {"seed": 1, "first_chain": 0, "x_stream": 4, "v_stream": 1}
     start = backend.chain_start(0, 5, **given, temperature=1.0)
@@ -205,7 +206,7 @@ def test_arguments_that_do_not_fit_are_refused_by_name() -> None:
 
 
 def since(before: dict[str, OpCount], backend: Vulkan) -> dict[str, tuple[int, int]]:
-    """Bytes up and down of each operation since then."""
+    """Bytes up and down of each operation since `before`."""
     now = backend.counts()
     moved = {}
     for name, count in now.items():
@@ -216,8 +217,9 @@ def since(before: dict[str, OpCount], backend: Vulkan) -> dict[str, tuple[int, i
 
 
 def test_chained_sampling_moves_only_tokens_and_entropies_out() -> None:
-    """Per chain 4 bytes of entropy, from which the host makes the schedule, and 4 of its token.
-    Through the host it would be more than 8 (d + K). Diagnostics are read when they are asked for.
+    """For each chain 4 bytes of entropy, from which the host makes the schedule, and 4 of its
+    token. Through the host it would be more than 8 (d + K) bytes. Diagnostics are read on request
+    only.
     """
     backend, rows = open_vulkan(), 16
     mu = unit(V, D, 1)
@@ -251,7 +253,7 @@ def test_chained_sampling_moves_only_tokens_and_entropies_out() -> None:
     assert since(before, backend) == {"download": (0, 5 * 4 * rows)}
     other = SamplingHealth()
     other.add(through_host.diagnostics[0])
-    # Both schedules are of one entropy; tangency, about 2e-7, is rounding only.
+    # Both schedules come from the same entropies; tangency, about 2e-7, is rounding only.
     assert record == pytest.approx(other.record(), rel=0.02, abs=1e-6)
 
 

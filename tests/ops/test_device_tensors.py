@@ -96,8 +96,8 @@ def test_an_empty_batch_of_tensors_gives_empty_tensors(name: str) -> None:
 
 
 def test_results_are_arguments_of_the_next_operation() -> None:
-    """A chain on the device gives the bits of the same chain through the host, with one exception:
-    the entries of a tensor may be laid out for another use, as here x with 7 columns as weights."""
+    """A chain of operations gives the same bits on the device as through the host. Here `moved`,
+    whose rows are laid out as points, also serves as weights."""
     backend = open_vulkan(validate=True, guard=True)
     mu, queries = unit(40, 7, 1), unit(5, 7, 2)
     points = backend.points(mu)
@@ -178,7 +178,7 @@ def test_tensors_keep_their_device_open() -> None:
 
 
 def test_a_full_device_first_frees_what_no_tensor_uses() -> None:
-    """Nine tensors of 4 MiB, of which the limit leaves room for three at once."""
+    """Makes nine tensors of 4 MiB; the limit has space for three of them at once."""
     backend = open_vulkan(memory_limit=40 << 20)
     for rows in range(4096, 4105):
         assert backend.tensor(torch.zeros(rows, 256)).shape == (rows, 256)

@@ -30,8 +30,8 @@ def target(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float16])
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (7, 1, 9), (2, 300, 17), (3, 29, 1024), (0, 4), (3, 0)])
 def test_the_kernel_equals_plain_torch(target: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """To the bit, for odd sizes, large counters and any first row; larger tensors take several
-    threads."""
+    """Bit for bit, for odd sizes, large counters and any first row. Larger tensors are computed by
+    several threads."""
     torch.manual_seed(len(shape))
     x = torch.randn(shape).to(dtype)
     for seed, step, place, row, threshold in (
@@ -74,7 +74,7 @@ def test_each_word_of_the_key_changes_the_mask() -> None:
 
 
 @pytest.mark.parametrize("threshold", [26, 128, 230])
-def test_it_keeps_the_mean_and_drops_its_share(threshold: int) -> None:
+def test_dropout_keeps_the_mean_and_drops_its_share(threshold: int) -> None:
     n = 400_003
     y = dropout(torch.ones(n), words_of(7, 0, 0), 0, threshold)
     share = threshold / 256
@@ -104,13 +104,13 @@ def test_numbers_that_are_not_finite_stay_visible() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_torch_can_trace_it(dtype: torch.dtype) -> None:
+def test_torch_can_trace_dropout(dtype: torch.dtype) -> None:
     x = torch.randn(4, 6, 8).to(dtype)
     for own in (x.requires_grad_(), x.detach().transpose(0, 1)):
         torch.library.opcheck(torch.ops.ebmvk.dropout.default, (own, words_of(3, 1, 2), 5, 99))
 
 
-def test_it_works_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_works_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     x, own = torch.randn(9, 11), words_of(3, 4, 5)
     wanted = dropout(x, own, 1, 100)
     monkeypatch.setattr(engine, "_extension", lambda: None)

@@ -27,8 +27,7 @@ def test_results_match_the_oracle(backend: Backend, oracle: Reference, shape: tu
     p = candidates(*shape, kappa=kappa)
     got = backend.energy_score(p.x, backend.points(p.points), *p.lists)
     want = oracle.energy_score(p.x, oracle.points(p.points), *p.lists)
-    # At kappa = 3000 a logit is known to 2e-4 (float32), and so is the relative error of a small
-    # responsibility.
+    # At kappa = 3000 a logit in float32 is off by 2e-4; so is, relatively, a small responsibility.
     tolerance = 1e-9 if kappa <= 5 else 1e-6
     for name in ("energy", "score", "responsibilities", "background"):
         assert nmse(getattr(got, name), getattr(want, name)) <= tolerance, name

@@ -46,7 +46,7 @@ def without_collector() -> Iterator[None]:
 def test_points_of_a_failed_call_are_freed_at_once(
     name: str, monkeypatch: pytest.MonkeyPatch, without_collector: None
 ) -> None:
-    """They aren't kept until Python collects cycles, because the call lacked device memory."""
+    """They must not wait until Python collects cycles, because device memory has run out."""
     queries, rows = unit(3, 5, 1), unit(9, 5, 2)
     backend = failing(name, monkeypatch)
 

@@ -89,8 +89,8 @@ def test_without_force_every_trajectory_is_accepted(backend: Backend) -> None:
 
 
 def test_the_stationary_distribution_is_von_mises_fisher(backend: Backend) -> None:
-    """Steps at which unadjusted chains are visibly biased. Mean cosine and its variance (model
-    section 7).
+    """Compares the mean and variance of the cosine (model section 7), at steps at which unadjusted
+    chains are visibly biased.
     """
     chains, d, kappa = 512, 3, 8.0
     p = candidates(chains, 1, d, n=1)

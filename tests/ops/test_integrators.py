@@ -1,4 +1,4 @@
-"""Laws of every row of integrators.toml, on every backend; and what such a row must be."""
+"""Laws of every row of integrators.toml, on every backend; and the rows that are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def advance(
     backend: Backend, name: str, problem: tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]], h: float, count: int
 ) -> LangevinResult:
     """`count` steps without friction; with a Metropolis integrator one trajectory of `count`
-    leapfrogs, so hot that it is accepted.
+    leapfrogs, at a temperature so high that it is accepted.
     """
     x, v, points, lists = problem
     steps, leapfrogs, hot = (1, count, 1e6) if INTEGRATORS[name].metropolis else (count, 1, 1.0)
@@ -59,7 +59,7 @@ def test_trajectories_converge_with_at_least_the_second_order(backend: Backend, 
     for count in (4, 8):
         got = advance(backend, name, problem, TIME / count, count).x
         errors.append(float((got.double() - exact).square().mean().sqrt()))
-    # The third order of the error is still seen at these steps. Roundings are below 1e-6.
+    # The third order of the error is still visible at these steps. Roundings are below 1e-6.
     assert errors[1] > 2e-5, "too small to measure in float32"
     assert math.log2(errors[0] / errors[1]) > 1.85
 
@@ -97,7 +97,7 @@ def test_the_noise_has_the_temperature(backend: Backend, name: str) -> None:
     more = {"seed": 3, "scheme": name, "leapfrogs": 2, "temperature": temperature}
     start = math.sqrt(temperature) * p.v
     got = backend.langevin(p.x, start.contiguous(), backend.points(p.points), *p.lists, s, **more)  # type: ignore[arg-type]
-    # 200 independent chains of chi^2_32 / 32: a standard error of .018 T; 5 of them.
+    # 200 independent chains of chi^2_32 / 32: the standard error is .018 T, and 5 are allowed.
     for measured in (got.diagnostics.kinetic_temperature, got.v.square().sum(1) / (d - 1)):
         assert abs(float(measured.mean()) - temperature) < 0.09 * temperature
 
@@ -167,7 +167,7 @@ def table(folder: Path, name: str = "mine", **changes: object) -> Path:
     ],
     ids=str,
 )
-def test_a_row_that_is_no_reversible_splitting_is_refused(
+def test_a_row_that_isnt_a_reversible_splitting_is_refused(
     tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     assert set(read(table(tmp_path))) == {"mine"}

@@ -40,7 +40,7 @@ def test_trajectories_match_the_oracle(backend: Backend, oracle: Reference, shap
 
 @pytest.mark.parametrize("cut", [1, 7, 60, 100])
 def test_two_calls_match_one_bit_for_bit(backend: Backend, cut: int) -> None:
-    """Also across a change of level (after 60 of 200 steps)."""
+    """This holds for cuts before and after a change of level, which is after 60 of 200 steps."""
     p = candidates(3, 10, 33)
     whole = run(backend, p, schedule(60, 140))
     levels = schedule(60, 140)
@@ -61,7 +61,7 @@ def test_chains_dont_depend_on_their_batch(backend: Backend) -> None:
     assert torch.equal(whole.v, torch.cat([part.v for part in parts]))
 
 
-def test_same_seed_same_bits_other_seed_other_path(backend: Backend) -> None:
+def test_the_seed_decides_the_path(backend: Backend) -> None:
     p, s = candidates(4, 8, 24), schedule(5)
     assert same_bits(run(backend, p, s), run(backend, p, s))
     for change in ({"seed": 6}, {"seed": 5 + 2**32}, {"first_step": 1}, {"first_chain": 1}):

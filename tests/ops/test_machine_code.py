@@ -1,5 +1,5 @@
-"""A gate: what RADV makes of every kernel for AMD cards that aren't there, and that the compiled
-pipelines are the ones that the operations use."""
+"""Bounds on the machine code that RADV makes of every kernel for AMD cards that aren't there. The
+compiled pipelines must be those that the operations use."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ class Ceiling(NamedTuple):
     lds: int
 
 
-# A workgroup per row that only adds up: sphere_dist, and all others without an entry below.
+# Kernels with a workgroup per row that only adds up, and all others without an entry below.
 ROW = Ceiling(48, 24, 48, 6144)
-# By kernel, or by kernel and variant where variants differ; at d = 640 and 64 candidates. What Mesa
-# 22.3 gives each kernel, in steps of the register file; one step more where that costs no wave. The
-# most registers that a SIMD's largest number of waves leaves are allowed, too: newer drivers take
-# what is free. On navi31 the resident kernels have room for Mesa 25, as Mesa 22.3 spills them. On
-# vega10 Mesa 25.0 takes more registers for some kernels, with as many waves: they are the ceiling.
+# By kernel, or by kernel and variant if variants differ; at d = 640 and 64 candidates. A ceiling is
+# what Mesa 22.3 gives the kernel, in steps of the register file, or one step more if that costs no
+# wave. All registers that a SIMD with its largest number of waves leaves free are allowed, too,
+# because newer drivers take them. On navi31 the ceilings of resident kernels are those of Mesa 25,
+# because Mesa 22.3 spills them. On vega10 Mesa 25.0 gives some kernels more registers, with as many
+# waves; these are their ceilings.
 CEILINGS: dict[str | tuple[str, str], Ceiling] = {
     # Integrators that have no line of their own below.
     **{name: Ceiling(80, 72, 96, 10752) for name in INTEGRATORS},
@@ -113,7 +114,7 @@ def shown(kernel: dict[str, Any]) -> str:
 
 
 def test_every_kernel_of_the_manifest_is_compiled(report: dict[str, Any]) -> None:
-    """Each variant and storage, except those that need subgroups where the engine can't use any."""
+    """Each variant and storage, except those that need subgroups if the engine can't use any."""
     compiled = {(kernel["name"], kernel["variant"], kernel["storage"]) for kernel in report["kernels"]}
     subgroups = report["device"]["subgroups"]
     wanted = {tuple(entry) for entry in report["manifest"] if subgroups or entry[1] == "portable"}
@@ -150,7 +151,7 @@ def test_the_hot_loop_of_the_tiled_scores_multiplies(report: dict[str, Any]) -> 
 
 
 def test_the_hot_loops_of_large_products_multiply(report: dict[str, Any]) -> None:
-    """Where neighbours lie side by side in both matrices. The tiles are for navi23."""
+    """Products in which neighbours lie side by side in both matrices. The tiles are for navi23."""
     least = 0.85 if report["family"] == "navi23" else 0.75
     large = [
         kernel
@@ -163,7 +164,7 @@ def test_the_hot_loops_of_large_products_multiply(report: dict[str, Any]) -> Non
 
 
 def test_chains_on_rdna2_keep_candidates_in_128_registers(report: dict[str, Any]) -> None:
-    """In both storages, with four waves a SIMD or more."""
+    """In both storages, with at least four waves per SIMD."""
     if report["family"] != "navi23":
         pytest.skip("Vega streams candidates in float32")
     chosen = [k for k in report["kernels"] if k["name"] in INTEGRATORS and k["chosen"]]

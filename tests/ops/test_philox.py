@@ -33,7 +33,7 @@ def test_random_numbers_match_published_vectors(
     assert tuple(int(word) for word in words) == result
 
 
-def test_counter_layout() -> None:
+def test_words_have_the_layout_of_every_backend() -> None:
     """Words of (step, chain, quad, stream) under (seed lo, seed hi), as every backend has to lay
     them out.
     """

@@ -41,7 +41,7 @@ def best(backend: Backend, points: object, d: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("storage", ["float32", "float16"])
 @pytest.mark.parametrize("first", [0, 30, 93])
-def test_rows_from_a_first_one_on_are_replaced(backend: Backend, storage: Storage, first: int) -> None:
+def test_rows_from_a_given_one_on_are_replaced(backend: Backend, storage: Storage, first: int) -> None:
     old, new = unit(100, 33, 1), unit(7, 33, 2)
     want = old.clone()
     want[first : first + 7] = new
@@ -65,7 +65,7 @@ def test_rows_with_some_ids_are_replaced(backend: Backend, storage: Storage) -> 
 
 @pytest.mark.parametrize("storage", ["float32", "float16"])
 def test_updates_reach_every_shard(storage: Storage) -> None:
-    """Also those across the border of two shards, and into the float16 copy of float32 rows."""
+    """They also reach rows on both sides of a border, and the float16 copy of float32 rows."""
     backend = open_vulkan(validate=True, guard=True, shard_bytes=32 * ROW)
     backend._engine.set_coarse(storage == "float32")
     rows = unit(150, 33, 1)
@@ -92,7 +92,7 @@ def test_updates_that_do_not_fit_are_refused(backend: Backend) -> None:
         ("twice", {"ids": ids}),
         ("ids", {"ids": ids + 9}),
         ("ids", {"ids": ids[:2]}),
-        ("either", {"first": 1, "ids": ids}),
+        ("both given", {"first": 1, "ids": ids}),
     ):
         with pytest.raises(ArgumentError, match=match):
             points.update(rows, **given)  # type: ignore[arg-type]
@@ -101,7 +101,7 @@ def test_updates_that_do_not_fit_are_refused(backend: Backend) -> None:
     assert same_bits(best(backend, points, 4), best(backend, backend.points(unit(10, 4, 1)), 4))
 
 
-def test_after_a_failed_update_only_a_whole_one_helps() -> None:
+def test_after_a_failed_update_only_a_whole_update_helps() -> None:
     backend = open_vulkan()
     old = unit(40, 8, 1)
     points = backend.points(old)

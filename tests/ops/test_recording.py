@@ -120,7 +120,7 @@ def test_a_kernel_writes_its_range_and_nothing_else(checked: Recorder, n: int) -
         assert (all_words == POISON).all()
 
 
-def test_workgroups_in_three_dimensions(checked: Recorder) -> None:
+def test_workgroups_in_three_dimensions_all_run(checked: Recorder) -> None:
     x, y, z = 5, 3, 2
     memory = checked.memory(4 * x * y * z)
     record, whole = checked.recording(), (memory, 0, memory.nbytes)
@@ -213,7 +213,7 @@ def result_of(made: tuple[Recording, int, int], value: Words) -> tuple[int, reco
     return int(found[0]), ran
 
 
-def test_slow_segments_are_submitted_alone_and_the_bits_stay() -> None:
+def test_slow_segments_are_submitted_alone_and_the_bits_stay_the_same() -> None:
     recorder = Recorder(open_vulkan(slice_seconds=1.0, validate=True))
     value = words(1)
     want, whole = result_of(chain(recorder, 9, dependent=True), value)
@@ -236,7 +236,7 @@ def test_equal_modules_are_compiled_once() -> None:
     assert calls("vkCreateComputePipelines") == before + 2
 
 
-def test_a_kernel_of_the_table(checked: Recorder) -> None:
+def test_a_kernel_of_the_table_can_be_recorded(checked: Recorder) -> None:
     rows, width = 5, 8
     memory = checked.memory(4096)
     params, x, y = (memory, 0, 16), (memory, 1024, 4 * rows * width), (memory, 2048, 4 * rows * width)
@@ -378,7 +378,7 @@ def test_what_exceeds_the_device_names_the_limit() -> None:
         record.kernel(kernel, [x, (memory, 128, 64)], fits)
 
 
-def test_memory_that_the_device_does_not_have() -> None:
+def test_memory_that_the_device_does_not_have_is_a_typed_error() -> None:
     recorder = Recorder(open_vulkan(memory_limit=1 << 20))
     with pytest.raises(OutOfMemory, match=r"weights \(2097152 bytes\).*limit"):
         recorder.memory(2 << 20, "weights")

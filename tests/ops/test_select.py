@@ -71,7 +71,7 @@ def pretended(*types: str) -> list[vulkan_devices.Device]:
 def test_a_discrete_card_comes_before_an_integrated_gpu(
     types: tuple[str, ...], index: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For `auto`, for `vulkan`, and whatever order the driver lists them in."""
+    """This holds for `auto` and `vulkan`, in whatever order the driver lists the devices."""
     found = [SimpleNamespace(index=device.index, type=device.type, missing="") for device in pretended(*types)]
     monkeypatch.setattr(vulkan_devices, "devices", lambda: pretended(*types))
     monkeypatch.setattr(vulkan_devices, "_found", lambda: found)

@@ -18,8 +18,8 @@ SHAPES = [(0, 3), (1, 2), (2, 3), (7, 63), (13, 64), (31, 65), (5, 640)]
 def test_results_match_the_oracle(backend: Backend, oracle: Reference, shape: tuple[int, int]) -> None:
     g = torch.Generator().manual_seed(sum(shape))
     x, y, u = unit(*shape, generator=g), unit(*shape, generator=g), torch.randn(*shape, generator=g)
-    # Normalised in float32 each, so x and y are unit only to 1e-7; every formula is that far from
-    # exact too.
+    # Each is normalised in float32, so x and y are unit only to 1e-7; every formula is as far from
+    # exact, too.
     pairs = {
         "projx": (backend.projx(3 * u), oracle.projx(3 * u)),
         "proju": (backend.proju(x, u), oracle.proju(x, u)),
@@ -33,8 +33,8 @@ def test_results_match_the_oracle(backend: Backend, oracle: Reference, shape: tu
         assert nmse(got, want) <= 1e-9, name
 
 
-def test_distances_next_to_zero_and_pi(backend: Backend) -> None:
-    """In float32, acos(x.y) gives 1e-2 or 0 for all of the small ones."""
+def test_distances_next_to_zero_and_pi_are_accurate(backend: Backend) -> None:
+    """In float32, acos(x.y) would give 1e-2 or 0 for all of the small distances."""
     angles = torch.tensor([0.0, 1e-6, 1e-4, 1e-2, 1.0, math.pi - 1e-2, math.pi])
     x = torch.zeros(len(angles), 5)
     x[:, 0] = 1
@@ -67,6 +67,6 @@ def test_transport_keeps_lengths_and_tangency(backend: Backend) -> None:
     assert float((moved * y).sum(1).abs().max()) < 1e-5
 
 
-def test_projx_of_tiny_and_huge_rows(backend: Backend) -> None:
+def test_projx_is_accurate_for_tiny_and_huge_rows(backend: Backend) -> None:
     x = torch.tensor([[3e-30, 4e-30], [3e30, 4e30]])
     torch.testing.assert_close(backend.projx(x), torch.tensor([[0.6, 0.8], [0.6, 0.8]]))

@@ -48,7 +48,7 @@ def ghmc(backend: Backend, points: Points, p: Candidates) -> list[Tensor]:
 
 OPERATIONS: dict[str, Run] = {f.__name__: f for f in (topk, energy_score, backward, langevin, ghmc)}
 
-# (B, K, d, N): one, primes, a quad more and less.
+# (B, K, d, N): one, primes, one more and one less than whole quads.
 SHAPES = [(1, 1, 2, 1), (3, 7, 5, 31), (2, 65, 63, 129), (4, 9, 640, 97)]
 
 
@@ -73,7 +73,7 @@ def test_results_match_float32_on_rounded_rows(
 
 
 @pytest.mark.parametrize("shape", [(3, 7, 5, 31)], ids=str)
-def test_update_rounds_too(backend: Backend, shape: tuple[int, ...]) -> None:
+def test_an_update_rounds_the_rows_too(backend: Backend, shape: tuple[int, ...]) -> None:
     p, other = candidates(*shape), candidates(*shape, seed=1)
     points = backend.points(other.points, storage="float16")
     points.update(p.points)

@@ -94,8 +94,8 @@ def test_rows_do_not_depend_on_the_batch(backend: Backend) -> None:
 @pytest.mark.parametrize("d", [1, 3, 5, 639, 640, 641])
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 33, 71])
 def test_few_rows_have_the_bits_of_many(cpu_kernels: Any, n: int, d: int) -> None:
-    """Up to 8 rows the CPU kernels leave panels (8, 16, 32 points) where they are, beyond that they
-    transpose them.
+    """For up to 8 rows the CPU kernels read panels (of 8, 16 or 32 points) where they are; for more
+    rows they transpose them first.
     """
     g = torch.Generator().manual_seed(100 * n + d)
     queries, points = torch.randn(29, d, generator=g).numpy(), unit(n, d, generator=g).numpy()

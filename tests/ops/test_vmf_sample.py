@@ -85,7 +85,7 @@ def test_bad_arguments_are_refused(backend: Backend, name: str, change: dict[str
 
 
 @pytest.mark.parametrize("kappa", [1e6, 1e12, 1e15])
-def test_cosines_next_to_one(backend: Backend, kappa: float) -> None:
+def test_cosines_next_to_one_have_the_right_law(backend: Backend, kappa: float) -> None:
     """For large kappa, kappa (1 - t) = kappa |x - mu|^2 / 2 has the law Gamma((d - 1) / 2, 1) to
     within 1 / kappa.
     """

@@ -38,7 +38,7 @@ def ranked(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def check(backend: Vulkan, bias: Tensor, k: int = K, rows: int = 3) -> None:
-    """All scores are the biases, for every tiling."""
+    """Asserts the right order for every tiling, with the biases as scores."""
     points = backend.points(unit(len(bias), 4, 1))
     want = ranked(bias.expand(rows, -1), k)
     weights = torch.zeros(len(bias)).numpy(), bias.numpy()
@@ -53,7 +53,7 @@ def check(backend: Vulkan, bias: Tensor, k: int = K, rows: int = 3) -> None:
         assert not bool(torch.signbit(found[found == 0]).any()), tiling
 
 
-def test_scores_in_any_order(vulkan: Vulkan) -> None:
+def test_scores_in_any_order_are_ranked_right(vulkan: Vulkan) -> None:
     """Ascending scores all pass the bar; of descending ones none does."""
     ascending = torch.arange(N) / 64 - 40
     chance = torch.randperm(N, generator=torch.Generator().manual_seed(3))
@@ -99,7 +99,7 @@ def test_scores_that_are_nan_come_last(vulkan: Vulkan) -> None:
 
 
 def test_blocks_give_the_bits_of_the_oracle_and_of_each_other(vulkan: Vulkan) -> None:
-    """Odd dimensions, several k, and rows that are not those of a tile; k = 600 is more than is
+    """Odd dimensions, several k, and other numbers of rows than a tile has; k = 600 is more than is
     sorted at once. Points have four coordinates of 1/2 or -1/2, so that sums are exact."""
     g = torch.Generator().manual_seed(7)
     for rows, d, k in ((1, 4, 1), (5, 9, 64), (33, 13, 7), (3, 5, 600)):
@@ -117,7 +117,7 @@ def points_of(backend: Vulkan, mu: Tensor, storage: str) -> object:
     return backend.points(mu, storage).native  # type: ignore[arg-type]
 
 
-def test_float16_first_in_blocks(vulkan: Vulkan) -> None:
+def test_float16_first_gives_the_bits_of_float32_in_blocks(vulkan: Vulkan) -> None:
     """Bounds have bars too: the same bits as float32, and random rows are proved."""
     queries, mu = unit(5, 33, 8), unit(9000, 33, 9)  # a first block of 4,096 for the 80 best
     points = vulkan.points(mu)

@@ -29,8 +29,8 @@ SUCCESS, TIMEOUT, HOST_MEMORY, DEVICE_MEMORY, LOST = 0, 2, -1, -2, -4
 # device.
 PIPELINE = ("vkCreateShaderModule", "vkCreateDescriptorSetLayout", "vkCreatePipelineLayout", "vkCreateComputePipelines")
 OPENING = ("vkCreateDevice", "vkCreatePipelineCache")
-# Failures of the wait for work that was submitted: the device is taken for lost, whatever the
-# driver calls it.
+# Failures of the wait for work that was submitted: the device counts as lost, whatever the driver
+# calls the failure.
 WAITING = ("vkWaitForFences", "vkResetFences")
 
 Work = Callable[[Vulkan], list[Tensor]]
@@ -93,7 +93,7 @@ def drop_workspaces(backend: Vulkan) -> None:
 
 
 @pytest.mark.parametrize("name", MOST)
-def test_out_of_memory_at_every_call(extension: object, name: str) -> None:
+def test_out_of_memory_at_every_call_leaves_the_device_usable(extension: object, name: str) -> None:
     """The device stays usable, holds no more memory, and gives the same bits when called again."""
     work = WORK[name]
     want = work(open_pretended())
@@ -155,7 +155,7 @@ def test_no_object_outlives_its_device(extension: object) -> None:
 
 
 @pytest.mark.parametrize("name", MOST)
-def test_a_device_lost_at_every_call(extension: object, name: str) -> None:
+def test_a_device_lost_at_any_call_stays_lost(extension: object, name: str) -> None:
     """It stays lost for all threads; a device that is opened again works."""
     work = WORK[name]
     want = work(open_pretended())
@@ -195,7 +195,7 @@ def in_threads(count: int, work: Callable[[], object]) -> list[object]:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [HOST_MEMORY, DEVICE_MEMORY, LOST, -3], ids=["host", "device", "lost", "refused"])
 @pytest.mark.parametrize("name", WORK)
-def test_any_failure_at_every_call_of_a_fresh_engine(extension: object, name: str, fault: int) -> None:
+def test_any_failure_at_any_call_of_a_fresh_engine_is_a_typed_error(extension: object, name: str, fault: int) -> None:
     work = WORK[name]
     want = work(open_pretended())
     for function in functions(extension):
@@ -245,7 +245,7 @@ def sliced() -> tuple[Vulkan, Callable[[Vulkan], list[Tensor]]]:
 
 @pytest.mark.parametrize("nth", range(1, SLICES + 1))
 @pytest.mark.parametrize("fault", [HOST_MEMORY, LOST, SUCCESS], ids=["host", "lost", "ignored"])
-def test_a_slice_of_a_plan_fails(extension: object, nth: int, fault: int) -> None:
+def test_a_slice_that_fails_waits_for_those_before_it(extension: object, nth: int, fault: int) -> None:
     """The slices before it are still running then: nothing is freed before they are done.
 
     A slice that the driver ignores leaves its canary unset; the last one has the fence.
@@ -266,9 +266,9 @@ def test_a_slice_of_a_plan_fails(extension: object, nth: int, fault: int) -> Non
 
 
 @pytest.mark.parametrize("fault", [HOST_MEMORY, LOST], ids=["host", "lost"])
-def test_waiting_for_earlier_slices_fails(extension: object, fault: int) -> None:
-    """A second slice that fails, and then the empty submission that waits for the first: the device
-    is taken for lost.
+def test_a_failed_wait_for_earlier_slices_loses_the_device(extension: object, fault: int) -> None:
+    """The second slice fails, and then the empty submission that waits for the first: the device
+    counts as lost.
     """
     backend, work = sliced()
     work(backend)
@@ -304,7 +304,7 @@ def test_a_failed_update_leaves_no_half_new_points(extension: object) -> None:
     assert same_bits([backend.topk(query, points, 5).scores], [backend.topk(query, backend.points(new), 5).scores])
 
 
-def test_a_device_lost_under_many_threads(extension: object) -> None:
+def test_a_device_lost_under_many_threads_gives_no_wrong_result(extension: object) -> None:
     """Each call either has the right bits or reports that the device is lost."""
     backend = open_pretended()
     want = {name: work(backend) for name, work in WORK.items()}

@@ -1,5 +1,5 @@
 """energy_score_backward and accumulate on Vulkan: the order of their sums, gradients that stay on
-the device, and work that follows the points that occur.
+the device, and work that depends only on the points that occur.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def test_some_arguments_may_be_on_the_host(plain: Vulkan) -> None:
     assert torch.equal(mixed.x.torch(), all_kept.x.torch())
 
 
-def test_no_rows_have_no_touched_points(plain: Vulkan) -> None:
+def test_zero_rows_touch_no_points(plain: Vulkan) -> None:
     out = gradients(plain, unit(6, 5, 4), problem(0, 3, 5, 6), plain.tensor)
     assert out.points.ids.shape == (0,)
     assert out.points.rows.shape == (0, 5)

@@ -1,4 +1,4 @@
-"""The Vulkan engine's own: bounds, shards, slices, kernel variants, silent validation layers."""
+"""What only the Vulkan engine has: bounds, shards, slices, kernel variants, validation layers."""
 
 from __future__ import annotations
 

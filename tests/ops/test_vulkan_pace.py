@@ -76,7 +76,7 @@ class Small:
         self.counted = 0
 
     def topk(self) -> int:
-        """One call; the number of its dispatches."""
+        """Makes one call; returns the number of its dispatches."""
         self.backend.topk(self.queries, self.points, 3)
         before, self.counted = self.counted, self.backend.counts()["topk"].dispatches
         return self.counted - before

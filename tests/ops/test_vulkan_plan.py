@@ -18,7 +18,7 @@ from vulkan_open import mixture, open_vulkan, schedule, tangent, unit
 from ebmvk.engine.vulkan import Vulkan
 
 Range = tuple[int, int, int, bool]
-"""Buffer, begin, end, and whether the bytes are written."""
+"""Buffer, begin, end, and True if the bytes are written."""
 
 
 @functools.cache
@@ -76,7 +76,7 @@ def moved(backend: Vulkan, words: int, moves: list[tuple[int, int, int]]) -> tup
     return result, backend.counts()["move_words"].barriers - before
 
 
-def test_moves_within_a_buffer_on_the_device() -> None:
+def test_moves_within_a_buffer_match_the_host() -> None:
     """Random moves give what the host computes, and the synchronisation checks find no hazard."""
     backend = open_vulkan(validate=True, guard=True)
     chance = random.Random(3)
@@ -137,7 +137,7 @@ def test_a_search_for_1024_queries_is_one_submission() -> None:
 
 
 def test_blocks_of_queries_are_one_submission() -> None:
-    """More queries than the lists of one block have rows: 64 MiB hold 1,024 for 8,192 points."""
+    """More queries than one block has lists: 64 MiB hold the lists of 1,024 for 8,192 points."""
     backend = open_vulkan(slice_seconds=1e3)
     mu = unit(9000, 4, 1)
     points, queries = backend.points(mu), unit(1100, 4, 2)

@@ -1,5 +1,5 @@
-"""Devices that nobody has here: decisions from what their drivers report, their limits pretended,
-their width of subgroups, and their compilers."""
+"""Devices that nobody has here: decisions from what their drivers report, their pretended limits,
+the width of their subgroups, and their compilers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def device(
         pytest.param(
             device(APPLE, (4, 32, 32), selectable=False, moltenvk=True), 32, False, False, 128, id="Apple, MoltenVK"
         ),
-        # Its sizes are a table by vendor; Metal chooses, and MoltenVK can't know.
+        # MoltenVK reports sizes from a table by vendor; Metal chooses, and MoltenVK can't know.
         pytest.param(
             device(AMD, (64, 64, 64), selectable=False, moltenvk=True), 64, False, False, 128, id="AMD, MoltenVK"
         ),
@@ -102,7 +102,7 @@ def test_few_registers_rule_out_large_tiles_and_candidates_in_registers(profile:
 
 
 def test_a_device_with_one_size_uses_subgroups_without_asking_for_it() -> None:
-    """As on GCN. The layers would report a size that is asked for but can't be."""
+    """As on GCN. The layers would report a request for a size, which isn't allowed there."""
     backend = open_vulkan(pretend="vega", validate=True)
     if not backend.capabilities.subgroup_arithmetic:
         pytest.skip("the device has no subgroup arithmetic")
@@ -142,7 +142,7 @@ def run_grid(width: int, *arguments: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_operation_is_right_at_every_width_of_subgroups(width: int) -> None:
-    """The profile "gpu"; at the width of this process test_vulkan_kernels.py has it."""
+    """With the profile "gpu". test_vulkan_kernels.py tests it at the width of this process."""
     skip_own_width(width)
     assert run_grid(width)["wrong"] == []
 
@@ -151,8 +151,8 @@ def test_every_operation_is_right_at_every_width_of_subgroups(width: int) -> Non
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("profile", names())
-def test_the_long_grid(profile: str, width: int) -> None:
-    """All shapes and variants."""
+def test_every_operation_is_right_on_the_long_grid(profile: str, width: int) -> None:
+    """The long grid has all shapes and variants."""
     assert run_grid(width, LONG, profile)["wrong"] == []
 
 

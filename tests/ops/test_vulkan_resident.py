@@ -66,7 +66,7 @@ def run(
 
 
 # Less than a quad; quads and candidates that leave lanes and subgroups without one; the size of the
-# model, which takes float16 to fit.
+# model, which fits in float16 only.
 SHAPES = [(1, 2, 1, 1), (3, 3, 7, 5), (5, 33, 33, 50), (4, 129, 17, 40), (2, 640, 64, 70)]
 
 

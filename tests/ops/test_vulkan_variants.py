@@ -72,7 +72,7 @@ def run_everything(backend: Vulkan, tilings: tuple[str, ...]) -> None:
 
 
 def run_tensors(backend: Vulkan, x: Tensor, mu: Tensor, law: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    """What operations on tensors of the device need besides."""
+    """Runs the shaders that only operations on tensors of the device use."""
     ids, *weights = law
     points = backend.points(mu)
     points.update(mu[:1], ids=torch.tensor([0]))

@@ -21,14 +21,14 @@ ORACLE = Reference("cpu", torch.float64)
 
 NAME = os.environ.get("EBMVK_TEST_DEVICE", "")
 DEMANDED = NAME.startswith("vulkan")
-"""EBMVK_TEST_DEVICE=vulkan or vulkan:<index> requires it: tests fail without it."""
+"""True if EBMVK_TEST_DEVICE is vulkan or vulkan:<index>. Then tests fail without that device."""
 INDEX = int(NAME.partition(":")[2]) if DEMANDED and ":" in NAME else None
 PRETEND = os.environ.get("EBMVK_TEST_PRETEND", "")
 """The profile of another device (`_vulkan.profiles()`), for tests that hold on every device."""
 
 
 def open_pretended(**options: bool | int | float | str) -> Vulkan:
-    """The device with the limits of the profile that EBMVK_TEST_PRETEND names, if it does."""
+    """The device, with the limits of the profile that EBMVK_TEST_PRETEND names if it is set."""
     return open_vulkan(pretend=PRETEND, **options)
 
 
@@ -46,8 +46,8 @@ def open_vulkan(**options: bool | int | float | str) -> Vulkan:
 
 
 def skip_own_width(width: int) -> None:
-    """For tests in a process where llvmpipe's vectors have `width` bits: all other tests run at the
-    width that it chooses by itself."""
+    """Skips a test that makes llvmpipe's vectors `width` bits wide in another process, if they have
+    this width here: other tests cover it."""
     if open_vulkan().capabilities.subgroup_reported == width // 32:
         pytest.skip(f"{width} bits is the width in this process")
 

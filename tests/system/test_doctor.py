@@ -104,7 +104,7 @@ def test_chains_that_change_when_resumed_are_status_1(
     (device,) = json.loads(capsys.readouterr().out)["devices"]
     wrong = {operation["operation"]: operation for operation in device["operations"] if not operation["ok"]}
     assert set(wrong) == {"langevin, resumed", "langevin (ghmc), resumed"}
-    assert "200 steps and 2 x 100 differ" in wrong["langevin, resumed"]["failure"]
+    assert "200 steps differ from 2 x 100" in wrong["langevin, resumed"]["failure"]
 
 
 def test_a_failing_device_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ namespace ebmvk {
 namespace {
 
 constexpr const char* kSpeed = "accumulate";
-constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; more rows take turns
+constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; longer batches are done in parts
 
 struct AccumulateShape {
   std::uint32_t capacity, k, d, n;  // capacity: rows
@@ -19,7 +19,7 @@ struct AccumulateShape {
   bool whole;  // all in one submission, from zero; otherwise in slices
 
   std::uint64_t entries() const { return std::uint64_t{capacity} * k; }
-  std::uint64_t splats() const { return std::min<std::uint64_t>(entries(), n); }  // at most, that occur
+  std::uint64_t splats() const { return std::min<std::uint64_t>(entries(), n); }  // the most that can occur
   std::uint32_t pitch() const { return 4 * quads_of(d); }
   std::string key() const {
     std::string key = kSpeed;
@@ -34,7 +34,7 @@ Sums::Shape resultant_shape(Engine& engine, const AccumulateShape& of) {
   return {of.entries(), of.splats(), of.d, of.pitch(), entries_per_window(engine, quads_of(of.d))};
 }
 
-// A number for each of up to `segments` segments.
+// The shape of totals: a number for each of up to `segments` segments.
 Sums::Shape total_shape(Engine& engine, const AccumulateShape& of, std::uint64_t segments) {
   return {of.entries(), segments, 1, 1, entries_per_window(engine, 1)};
 }
@@ -49,7 +49,7 @@ class AccumulateWork {
   void write(const AccumulateArguments& in, std::uint64_t begin, std::uint32_t rows);
   // `slice`: the number of entries per submission. Continues the statistics in `out`.
   void run(Engine::Call& call, std::uint32_t rows, std::uint64_t slice, Accumulated& out);
-  // The same for all rows, from zero, to tensors.
+  // The same for all rows; the statistics start from zero and go to tensors.
   void run(Engine::Call& call, std::uint32_t rows, std::uint64_t slice, const AccumulatedTensors& to);
 
  private:
@@ -61,7 +61,7 @@ class AccumulateWork {
 
   Engine& engine_;
   AccumulateShape shape_;
-  Buffer rows_, entries_;  // numbers
+  Buffer rows_, entries_;  // the numbers of rows and of entries
   Operand x_, ids_, shares_, tokens_;
   Buffer keys_, weights_;
   Buffer resultants_, masses_;  // of segments, if the statistics stay on the device
@@ -149,7 +149,7 @@ void AccumulateWork::record_load() {
   load_.copy(pairs_.found(), found_pairs_);
 }
 
-// Puts the sums of segments where their splats are, and the pairs into their tensor.
+// Writes the sums of segments to the rows of their splats, and the pairs to their tensor.
 void AccumulateWork::record_store(Program& program, const AccumulatedTensors& to) {
   const auto& device = engine_.device().capabilities();
   const auto& scatter = engine_.kernels().get(kernels::ScatterRows::name, kernels::ScatterRows::group, {});
@@ -279,7 +279,7 @@ Accumulated Engine::accumulate(const AccumulateArguments& in, const AccumulatedT
                       " fit the device's bindings, unless rows are on the host");
   auto capacity = to ? std::max(in.rows, 1u) : power_of_two(std::min<std::uint64_t>(in.rows, fit));
   if (capacity > fit) capacity /= 2;
-  // In steps, so that few workspaces serve all batches.
+  // Bits are rounded up to a multiple of 4, so that few workspaces serve all batches.
   const auto bits = (bits_of(std::max<std::uint64_t>(tokens_below(in), 1) - 1) + 3) / 4 * 4;
   const auto slice = units_per_slice(kSpeed, flops_per_entry(in.d));
   AccumulateShape shape{capacity, in.k, in.d, in.n, bits, false};

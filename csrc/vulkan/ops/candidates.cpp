@@ -8,13 +8,13 @@
 namespace ebmvk {
 namespace {
 
-constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; more rows take turns
+constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; longer batches are done in parts
 
-// 32-bit registers that an integrator needs in an invocation for everything but its candidates.
+// The 32-bit registers of an invocation that an integrator needs for everything but candidates.
 constexpr std::uint32_t kOtherWords = 64;
 
 // The most invocations of a workgroup that keeps candidates in registers. 512 with 128 registers each
-// take the half of an RDNA workgroup processor, and all registers of an NVIDIA thread block. With
+// take half of an RDNA workgroup processor, and all registers of an NVIDIA thread block. With
 // subgroups of 64 (GCN, Vega), 512 invocations leave 128 registers for each, and halves spill.
 std::uint32_t resident_group(const Capabilities& device) {
   return std::min(device.subgroup_size < 64 ? 512u : 256u, device.max_group_size);
@@ -24,7 +24,7 @@ std::uint32_t divide_up(std::uint32_t a, std::uint32_t b) { return (a + b - 1) /
 
 std::uint32_t places(std::uint32_t k) { return power_of_two(std::max(k, 32u)); }
 
-// Shared memory of energy.glsl, with `more_bytes` more for each candidate.
+// The shared memory of energy.glsl, plus `more_bytes` for each candidate.
 std::uint64_t shared_bytes(std::uint32_t group, std::uint32_t quads, std::uint32_t k, std::uint32_t more_bytes = 0) {
   return std::uint64_t{16} * group * divide_up(quads, group) + std::uint64_t{20 + more_bytes} * places(k);
 }

@@ -26,7 +26,7 @@ struct Candidates {
   Table positions_;  // 0, 1, 2, …: the ids if rows were gathered
 };
 
-// energy.glsl's specialisation constants: quads of a row per invocation, and room for candidates.
+// energy.glsl's specialisation constants: quads of a row per invocation, and the most candidates.
 // The kernel uses `more_bytes` of shared memory per candidate in addition to energy.glsl.
 std::vector<std::uint32_t> energy_constants(Engine& engine, std::uint32_t quads, std::uint32_t k,
                                             std::uint32_t more_bytes = 0);
@@ -40,8 +40,8 @@ struct EnergyViews {
 void record_energy_score(Engine& engine, Program& program, const Points& points, const View& params, const View& x,
                          const Candidates& candidates, std::uint32_t k, const EnergyViews& out, std::uint32_t capacity);
 
-// How an integrator runs: workgroup, specialisation constants, and if it keeps candidates in
-// registers.
+// How an integrator runs: its workgroup, its specialisation constants, and whether it keeps
+// candidates in registers.
 struct ChainPlan {
   std::uint32_t group;
   std::vector<std::uint32_t> constants;

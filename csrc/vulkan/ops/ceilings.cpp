@@ -1,6 +1,6 @@
-// For tests: moves within a buffer. The limits of the device, for benchmarks: copies between its buffers, fused
-// multiply-adds in registers, and the scoring kernel as a plain matrix product. Times are in seconds from submission to
-// completion, as in Program::run.
+// Moves within a buffer, for tests. The limits of the device, for benchmarks: copies between its
+// buffers, fused multiply-adds in registers, and the scoring kernel as a plain matrix product. Times
+// are in seconds from submission to completion, as in Program::run.
 #include "vulkan/ops/engine.h"
 #include "vulkan/ops/tiling.h"
 #include "vulkan/runtime/errors.h"

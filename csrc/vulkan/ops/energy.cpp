@@ -49,8 +49,8 @@ std::vector<Place> places_of(const EnergyScoreArguments& in, std::uint64_t begin
           in.log_background.from(begin)};
 }
 
-// x or v of chains: the kernel changes the rows where the result will be. On the host one table
-// takes the argument and then the result.
+// x or v of chains. The kernel changes the rows in the memory of the result. For rows on the host,
+// one table takes the argument and then the result.
 struct ChainRows {
   Operand in, out;
   bool in_table;
@@ -71,7 +71,7 @@ struct ChainRows {
   }
 };
 
-// What a dispatch reads; langevin and ghmc read the first part. chain_report reads that of slot 0.
+// What a dispatch reads; langevin and ghmc read the first part. chain_report reads slot 0.
 using ChainParams = kernels::ChainReport::Params;
 
 // The program's sections: the first dispatch and the uploads before it, the other dispatches, and the
@@ -186,7 +186,7 @@ std::string keys_of(const LangevinArguments& in, const LangevinResults& out, std
   return ebmvk::keys_of(from, to);
 }
 
-// The scalars of a call's dispatches, before any step is done. each: 1 over the number of steps.
+// The scalars of a call's dispatches, before any step is done. each: 1 / the number of steps.
 ChainParams params_of(const LangevinArguments& in, std::uint64_t begin, std::uint32_t rows, double each,
                       bool metropolis) {
   ChainParams params{};
@@ -220,7 +220,7 @@ std::uint64_t steps_per_dispatch(Engine& engine, std::uint32_t quads, std::uint3
   const std::uint64_t once = evaluation + k + in.schedule.levels;  // entering a level, loading
   if (once + step > limit)
     throw Unsupported("a step of " + std::to_string(in.leapfrogs) + " leapfrogs with " + std::to_string(k) +
-                      " candidates goes through loops more often than this driver lets a shader");
+                      " candidates needs more loop iterations than this driver lets a shader run");
   return (limit - once) / (step + evaluation);
 }
 

@@ -53,7 +53,7 @@ std::uint32_t Engine::row_group(std::uint32_t quads) const {
   std::uint32_t fit = std::max(std::min(256u, device.max_group_size) / subgroup, 1u);
   if (device.max_subgroups) fit = std::min(fit, device.max_subgroups);
   // On a processor: few invocations, because barriers are emulated, but few quads for each, because
-  // loops over quads are unrolled. On a GPU: one quad per invocation, as far as they fit.
+  // loops over quads are unrolled. On a GPU: one quad per invocation, if a workgroup is large enough.
   const std::uint32_t each = device.type == "cpu" ? 4 : 1;
   const std::uint32_t wanted = (quads + each * subgroup - 1) / (each * subgroup);
   return subgroup * std::clamp(wanted, 1u, fit);

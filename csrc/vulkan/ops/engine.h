@@ -29,9 +29,9 @@ struct Count {
   Traffic traffic;
 };
 
-// The gradient of the points is dense on the host, (N, d), zero at the start; or `points` is null, and
-// tensors take the ids of the points that occur, ascending, and their rows. These have room for
-// Engine::touched_points rows, and keep as many as there are.
+// The gradient of the points is dense on the host, (N, d), zero at the start. Or `points` is null, and
+// tensors take the ids of the points that occur, ascending, and their rows. These tensors have space
+// for Engine::touched_points rows, and are cut to the number of points that occur.
 struct GradientResults {
   Result<float> x, logw, kappa, background;
   float* points;
@@ -46,7 +46,7 @@ struct VmfArguments {
 };
 
 // Statistics that stay on the device: (n,), (n, d), (E, 2) splat and token, (E,), with E = max(rows, 1)
-// k. The last two keep as many rows as there are pairs.
+// k. The last two are cut to the number of pairs.
 struct AccumulatedTensors {
   Tensor *mass, *resultant, *pairs, *counts;
 };
@@ -65,22 +65,22 @@ struct Accumulated {
   std::vector<float> counts;         // one for each pair
 };
 
-// For tests: entries with keys, and a token for each `per_token` of them if it isn't 0. Entries with
-// keys from `limit` on belong to no segment.
+// For tests: entries with keys, and a token for every `per_token` entries if that isn't 0. Entries
+// with keys from `limit` on belong to no segment.
 struct SortQuestion {
   std::uint32_t count;
   const std::uint32_t *keys, *tokens;
   std::uint32_t per_token, limit;
 };
 
-// The sorted entries; where each segment starts, and the end of the last; its key and token.
+// The sorted entries; the start of each segment and the end of the last; each segment's key and token.
 struct SortAnswer {
   std::vector<std::uint32_t> order, starts, keys, tokens;
 };
 
 class Engine;
 
-// (N, d) rows in device memory, in shards. Each is an allocation of its own, and fits the
+// (N, d) rows in device memory, in shards. Each shard is an allocation of its own, and fits the
 // storage-buffer range.
 class Rows {
  public:
@@ -169,14 +169,14 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // `kernel`: of row_kernel().
   void rows(const KernelSource& kernel, std::uint32_t rows, std::uint32_t d,
             const std::vector<Argument<float>>& arguments, const Result<float>& result);
-  // Those of operations.toml, for example
+  // The operations of operations.toml, for example
   //   void energy_score(const Points& points, const EnergyScoreArguments& in, const EnergyScoreResults& out);
 #include "vulkan_methods.h"
   void energy_score_backward(const Points& points, const EnergyScoreBackwardArguments& in, const GradientResults& out);
   // The largest number of points that can occur in (rows, k) candidates.
   static std::uint32_t touched_points(const Points& points, std::uint32_t rows, std::uint32_t k);
   void vmf_sample(const VmfArguments& in, const Result<float>& result);
-  // The statistics go to the tensors, or without `to` they are returned.
+  // The statistics go to the tensors of `to`; if it is null, they are returned.
   Accumulated accumulate(const AccumulateArguments& in, const AccumulatedTensors* to = nullptr);
   // A number above all tokens.
   static std::uint64_t tokens_below(const AccumulateArguments& in);
@@ -190,9 +190,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // buffer.
   std::vector<std::uint32_t> move_words(std::vector<std::uint32_t> words, const std::vector<Move>& moves);
 
-  // Time `repeats` submissions each of: `times` copies of `bytes` bytes on the device; `rows`
-  // invocations with 128 `rounds` fused multiply-adds; the scores of `rows` queries and `columns`
-  // points of dimension d.
+  // Each of these three times `repeats` submissions: of `times` copies of `bytes` bytes on the device;
+  // of `rows` invocations with 128 * rounds fused multiply-adds; of the scores of `rows` queries and
+  // `columns` points of dimension d.
   std::vector<double> time_copy(std::uint64_t bytes, std::uint32_t times, std::uint32_t repeats);
   std::vector<double> time_fma(std::uint32_t rows, std::uint32_t rounds, std::uint32_t repeats);
   std::vector<double> time_product(std::uint32_t rows, std::uint32_t columns, std::uint32_t d, std::uint32_t repeats);
@@ -210,7 +210,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void set_resident(std::optional<bool> resident) { resident_ = resident; }
   Scoring scoring() const { return scoring_; }
   std::optional<bool> resident() const { return resident_; }
-  // The number of topk rows that started in float16, and of those that it did not prove.
+  // The number of topk rows that started in float16, and the number that float16 did not prove.
   CoarseCount coarse_count();
   std::vector<KernelSource> used_kernels();
   std::vector<PipelineKey> used_pipelines();
@@ -222,8 +222,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::uint64_t units_per_slice(const std::string& kernel, double flops_per_unit) const {
     return pace_.units(kernel, flops_per_unit);
   }
-  // True if the kernel's speed was measured. Before that, units_per_slice() is a cautious guess, so
-  // that a first slice should be run by itself.
+  // True if the kernel's speed was measured. Before that, units_per_slice() is a cautious guess, so a
+  // first slice should be run alone.
   bool measured(const std::string& kernel) const { return pace_.measured(kernel); }
   Pace& pace() { return pace_; }
   // Calls f(), which makes buffers; if memory runs out, frees what can be made again and calls it

@@ -12,7 +12,7 @@ namespace ebmvk {
 namespace {
 
 constexpr const char* kSpeed = "energy_score_backward";
-constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; more rows take turns
+constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; longer batches are done in parts
 
 // The number of rows, at most `wanted`, that the tables of one workspace can hold. Workspaces for rows
 // on the host serve all numbers of rows up to a power of two.
@@ -81,7 +81,7 @@ class GradientWork {
   const Points& points_;
   GradientShape shape_;
   std::uint32_t k_, quads_;
-  Buffer rows_, entries_;  // numbers
+  Buffer rows_, entries_;  // the numbers of rows and of entries
   Buffer now_;             // a slot for each slice: the number of its rows, and the first
   Operand x_, ids_, logw_, kappa_, background_, grad_energy_, grad_score_;
   Operand grad_x_, grad_logw_, grad_kappa_, grad_background_;
@@ -181,7 +181,7 @@ void GradientWork::write(const EnergyScoreBackwardArguments& in, std::uint64_t b
   grad_score_.write(in.grad_score, begin, rows);
 }
 
-// Transport of the arguments, the sort and its segments.
+// Records the transport of the arguments, the sort, and the search for segments.
 void GradientWork::record_load(Program& program, const View& touched) {
   for (const auto* operand : {&x_, &ids_, &logw_, &kappa_, &background_, &grad_energy_, &grad_score_})
     operand->load(engine_.kernels(), program, rows_);
@@ -193,7 +193,7 @@ void GradientWork::record_load(Program& program, const View& touched) {
   program.copy(segments_.keys(), touched);
 }
 
-// The gradients of the rows that a slot of `now_` names, except those of the points.
+// Records all gradients except those of the points, for the rows that a slot of `now_` names.
 void GradientWork::record_gradients(Program& program, std::uint32_t slot) {
   const View now(now_, kSlotBytes * slot, sizeof(kernels::EnergyGradients::Params));
   if (gathered_) {
@@ -219,7 +219,7 @@ void GradientWork::record_store(Program& program) {
     operand->store(engine_.kernels(), program, rows_);
 }
 
-// The gradients of all rows, `slice` of them per submission.
+// Adds the gradients of all rows to the plan, `slice` rows per submission.
 void GradientWork::add_gradients(Engine::Call& call, std::uint32_t rows, std::uint64_t slice) {
   const kernels::EnergyGradients cost{quads_, k_};
   const auto most = static_cast<std::uint32_t>(gathered_ ? shape_.block : std::min<std::uint64_t>(slice, rows));

@@ -1,5 +1,5 @@
-// How work is divided on a device: workgroup sizes that depend on it (those that don't are in
-// kernels.toml; Engine::row_group has that of a row of coordinates), and rows of a program.
+// How work is divided: the workgroup sizes that depend on the device, and the rows of a program.
+// Fixed workgroup sizes are in kernels.toml; Engine::row_group has the one for rows of coordinates.
 #pragma once
 
 #include "vulkan/ops/engine.h"
@@ -11,7 +11,7 @@ namespace ebmvk {
 // One workgroup per row of tokens, which are many more than coordinates.
 inline std::uint32_t token_group(const Engine& engine) { return engine.row_group(256); }
 
-// One workgroup per row of scores. On a processor few invocations, because barriers are emulated.
+// One workgroup per row of scores. On a processor it is small, because barriers are emulated.
 inline std::uint32_t select_group(const Capabilities& device) {
   return device.type == "cpu" ? 8u : std::min(256u, device.max_group_size);
 }

@@ -1,6 +1,6 @@
 // Which pipelines the operations use, without running them, so that their machine code can be read
-// for a card that is not there. A test runs the operations and compares. Whoever adds a kernel that
-// doesn't have one workgroup per row, of row_group(), adds it here.
+// for a card that is not there. A test runs the operations and compares. A new kernel must be added
+// here unless it has one workgroup of row_group() invocations per row.
 #include "vulkan/ops/candidates.h"
 #include "vulkan/ops/engine.h"
 #include "vulkan/ops/groups.h"
@@ -32,8 +32,8 @@ class List {
                 Storage storage = Storage::float32) {
     add(name, engine_.row_group(quads), std::move(constants), storage);
   }
-  // Those of the engine's operations that aren't there yet, except scoring kernels that this device
-  // doesn't choose.
+  // The other kernels of the engine's operations, except scoring kernels that this device doesn't
+  // choose.
   void add_rest(std::uint32_t quads) {
     std::set<std::string> known{kernels::ScoreDirect::name, kernels::ScoreMatvec::name, kernels::ScoreTiled::name};
     for (const auto& key : keys_) known.insert(key.name);
@@ -89,7 +89,7 @@ void add_topk(List& list, Engine& engine, std::uint32_t queries, std::uint32_t q
   const auto& device = engine.device().capabilities();
   const auto tiling = choose_tiling(device, engine.scoring(), queries);
   for (const auto storage : kStorages) list.add(tiling.kernel, tiling.group, tiling.constants(), storage);
-  for (const auto kept : {k, rescored(k)})  // and that of the scan in float16
+  for (const auto kept : {k, rescored(k)})  // and the number that the scan in float16 keeps
     list.add(kernels::SelectTopk::name, select_group(device), select_constants(device, kept));
   list.add<kernels::Rescore>();
   list.add(kernels::ProveTopk::name, select_group(device), {power_of_two(rescored(k))});

@@ -27,7 +27,7 @@ bool overlap(const Range& a, const Range& b) {
   return a.memory == b.memory && a.bytes && b.bytes && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes;
 }
 
-// A binding can't be empty, so that of an empty range is some bytes that the kernel doesn't touch.
+// A binding can't be empty, so for an empty range it is some bytes that the kernel doesn't touch.
 View binding_of(const Range& range) {
   if (range.bytes) return {range.memory->buffer(), range.offset, range.bytes};
   return {range.memory->buffer(), 0, std::min<std::uint64_t>(range.memory->buffer().bytes(), 16)};
@@ -156,7 +156,7 @@ void Recording::copy(const Range& from, const Range& to) {
 void Recording::fill(const Range& where, std::uint32_t word) {
   require_open();
   require_inside(where, "the target of a fill");
-  if (where.offset % 4 || where.bytes % 4) throw std::invalid_argument("a fill that isn't of whole words");
+  if (where.offset % 4 || where.bytes % 4) throw std::invalid_argument("the target of a fill isn't whole words");
   if (where.bytes == 0) return;
   memories_.insert(where.memory);
   add([target = view_of(where), word](Program& program) { program.fill(target, word); });
@@ -266,8 +266,8 @@ Recording::Ran Recording::run(const std::vector<Source>& sources, const std::vec
   return result;
 }
 
-// A segment counts as slow at once, so that no submission becomes too long; but as fast only by half,
-// because estimates that jump up and down would change the submissions of every run.
+// A slower run sets the estimate at once, so that no submission becomes too long. A faster run changes
+// it by half only, because estimates that jump up and down would change the submissions of every run.
 void Recording::learn(const Ran& ran) {
   if (std::exchange(first_, false)) return;  // the first run may include compilation and page faults
   double all = 0;

@@ -77,7 +77,7 @@ class Recording {
   Recording(const Recording&) = delete;
   Recording& operator=(const Recording&) = delete;
 
-  // Ranges of one kernel may only overlap where it just reads them. An empty range is allowed; a
+  // Ranges of one kernel may overlap only if it just reads them. An empty range is allowed; a
   // dispatch without workgroups is left out.
   void kernel(const Module& module, const std::vector<Range>& bindings, std::vector<std::uint32_t> push,
               const Groups& groups);
@@ -87,11 +87,11 @@ class Recording {
   // uploads and downloads are numbered together.
   std::uint32_t upload(const Range& to);
   std::uint32_t download(const Range& from);
-  // Ends a segment that probably takes `seconds`. A run corrects that by what it measures.
+  // Ends a segment that probably takes `seconds`. Runs correct this by what they measure.
   void cut(double seconds);
 
   // Makes descriptors, staging buffers and command buffers. Nothing can be added afterwards. After a
-  // failure it can be tried again. seconds: of the commands since the last cut.
+  // failure it can be tried again. seconds: what the commands since the last cut probably take.
   void finish(double seconds);
   // Runs everything with one wait. Needs a source for each upload; downloads without a target are
   // dropped.

@@ -1,4 +1,4 @@
-// The operations candidate_law, chain_start and decode: what a chain of tokens needs beside topk and
+// The operations candidate_law, chain_start and decode, which sample tokens together with topk and
 // langevin.
 #include "vulkan/ops/candidates.h"
 #include "vulkan/ops/groups.h"
@@ -10,7 +10,7 @@
 namespace ebmvk {
 namespace {
 
-constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; more rows take turns
+constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; longer batches are done in parts
 
 // A tensor keeps its pitch; rows from the host are dense.
 std::uint32_t pitch_of(const Argument<float>& log_p, std::uint32_t width) {

@@ -9,15 +9,15 @@ namespace ebmvk {
 namespace {
 
 constexpr std::uint32_t kColumns = 1u << 16;  // most points per block
-// The same if loops are limited: with ties, select_topk.comp passes nine times through its eighth
-// of a list.
+// The same if the driver limits loops: with ties, an invocation of select_topk.comp passes nine times
+// through an eighth of a list.
 constexpr std::uint32_t kShortColumns = 1u << 15;
-// A block with all queries has at least this many points, if there are as many.
+// A block with all queries has at least this many points, if the store has as many.
 constexpr std::uint32_t kFewColumns = 1u << 13;
 // The first block has this many points for each of the k best. All its scores go through the
-// selection; about 1 / 32 of the next ones pass the bar.
+// selection; about 1 / 32 of the scores of the next block pass the bar.
 constexpr std::uint32_t kFirstColumns = 32;
-constexpr std::uint32_t kFirstBest = 64;                       // it counts as at least that many
+constexpr std::uint32_t kFirstBest = 64;                       // a smaller k counts as this many
 constexpr std::uint32_t kSorted = 512;                         // scores that are sorted without a search
 constexpr std::uint64_t kListBytes = std::uint64_t{64} << 20;  // most bytes of a block's scores in lists
 constexpr std::uint64_t kScoreBytes = 8;                       // a score and its id
@@ -27,11 +27,11 @@ constexpr std::uint64_t kMostBlocks = 256;                     // most blocks of
 // so they are smaller than a slice.
 constexpr std::uint64_t kSectionsPerSlice = 4;
 constexpr std::uint64_t kParamBytes = 32;
-constexpr std::uint64_t kTileRows = 4;   // score_direct.comp takes as long for fewer
+constexpr std::uint64_t kTileRows = 4;   // fewer rows take score_direct.comp as long
 constexpr std::uint64_t kManyRows = 64;  // from here on the number of rows doesn't change the speed
 
-// The name of the kernels' speed. Work is counted as that of scoring; what selection adds depends on
-// d and k, and the speed of scoring on the number of rows.
+// The name under which the kernels' speed is learned. Only the work of scoring is counted, but what
+// selection adds depends on d and k, and the speed of scoring on the number of rows.
 std::string speed_name(const Rows& points, std::uint64_t rows, std::uint32_t k) {
   return "topk/" + std::to_string(points.quads()) + "/" + std::to_string(k) + "/" +
          std::to_string(power_of_two(std::clamp<std::uint64_t>(rows, 1, kManyRows)));
@@ -43,7 +43,7 @@ std::uint32_t fitting_power(std::uint64_t wanted, std::uint64_t most) {
   return power > most && power > 1 ? power / 2 : power;
 }
 
-// The number of scores in a list: the best so far, and all those of a block.
+// The number of scores in a list: the best so far, and all scores of a block.
 std::uint32_t list_room(const ScanShape& shape) { return shape.k + shape.columns; }
 
 }  // namespace
@@ -112,7 +112,8 @@ Scan::Scan(Engine& engine, const Rows& points, const ScanShape& of, const Coarse
   }
 }
 
-// All points for some rows, then for the next, in sections of at most `section_rows` rows of a block.
+// The blocks of all points for some rows, then for the next rows, and so on. Sections have at most
+// `section_rows` rows of a block.
 std::vector<Scan::Block> Scan::divide(std::uint64_t section_rows) const {
   std::vector<Block> blocks;
   std::uint32_t section = 0;

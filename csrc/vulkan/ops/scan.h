@@ -6,18 +6,18 @@
 
 namespace ebmvk {
 
-// capacity: number of queries; a block has the scores of some of them, `rows`, and of `columns`
-// points; the first block of `first` points. k: number of points to keep.
+// capacity: the number of queries. A block has the scores of `rows` of them and of `columns` points;
+// the first block has `first` points. k: the number of points to keep.
 struct ScanShape {
   std::uint32_t capacity, rows, columns, first, k;
   bool scaled;
   std::string speed;  // its name for Engine::units_per_slice()
 };
 
-// The shape for `rows` queries, or as many of them as fit. A block fits into a slice. Until the
-// kernel's speed is known, there is one block of rows.
+// The shape for `rows` queries, or for as many of them as fit. A block takes at most a slice of time.
+// Until the kernel's speed is known, there is one block of rows.
 ScanShape scan_shape(Engine& engine, const Rows& points, std::uint64_t rows, std::uint32_t k, bool scaled);
-// True if the device has room to select k points.
+// True if the device has enough shared memory to select k points.
 bool selectable(const Device& device, std::uint32_t k);
 // select_topk.comp's specialisation constants.
 std::vector<std::uint32_t> select_constants(const Capabilities& device, std::uint32_t k);
@@ -38,7 +38,7 @@ class Scan {
   void write(const TopkArguments& in, std::uint64_t begin, std::uint32_t rows);
   // Adds all sections that have work to the plan, the last one included, and runs it.
   void run(Engine::Call& call, std::uint32_t rows);
-  // params with the number of all rows, for what follows the blocks.
+  // params with the number of all rows, for kernels after the blocks.
   View params() const;
 
   const ScanShape shape;

@@ -14,7 +14,7 @@ struct SegmentKeys {
 
 class Segments {
  public:
-  // Of up to `most` entries, in up to `room` segments.
+  // For up to `most` entries in up to `room` segments.
   Segments(Engine& engine, std::uint64_t most, std::uint64_t room, bool with_tokens);
 
   // Records the search in sorted entries. params: the number of entries.

@@ -17,7 +17,7 @@ struct Spread {
 // the device's loops are too short.
 Spread spread_over(const Capabilities& device, std::uint64_t count, std::uint32_t passes);
 
-// Workgroups for `count` invocations, or workgroups of one: x times y is at least their number.
+// At least `groups` workgroups, as x times y, because there may be more than one dimension allows.
 struct Grid {
   std::uint32_t x, y;
 };

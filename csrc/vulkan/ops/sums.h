@@ -15,8 +15,8 @@
 
 namespace ebmvk {
 
-// What a dispatch adds: entries from `first` up to `end` - 1, to the segments from `segment` on.
-// fresh: sums start from zero; otherwise they continue.
+// What a dispatch adds: the entries from `first` up to `end` - 1, to the sums of the segments from
+// `segment` on. fresh: sums start from zero; otherwise they continue.
 struct Window {
   std::uint32_t first, end, segment, fresh;
 };
@@ -44,25 +44,25 @@ struct WeightedRows {
   std::uint32_t quads, per_row;
 };
 
-// Record the sums (room, 4 quads) of rows, or the totals (room,) of the first parts of weights.
+// Record the sums (room, 4 quads) of weighted rows, or the totals (room,) of weights_e.x.
 void record_sums(Engine& engine, Program& program, const Segments& segments, const View& entries, const View& window,
                  const WeightedRows& rows, const View& sums, std::uint64_t room);
 void record_totals(Engine& engine, Program& program, const Segments& segments, const View& entries, const View& window,
                    const View& weights, const View& totals, std::uint64_t room);
 
-// Where sums on the host go: that of segment s to row to_s of `rows`, which are `stride` floats apart.
+// Where sums on the host go: the sum of segment s to row to_s of `rows`, which are `stride` floats apart.
 struct HostRows {
   float* rows;
   std::size_t stride;
   const std::uint32_t* to;
 };
 
-// The number of rows of `pitch` words, of `rows`, that one binding has. The parts of more rows begin
-// where every device can bind them.
+// How many of `rows` rows, of `pitch` words each, one binding has. If there are more rows, each part
+// begins at an offset that every device can bind.
 std::uint64_t rows_per_binding(const Device& device, std::uint64_t rows, std::uint32_t pitch);
 
-// What a kernel's work costs: the name of its speed for Engine::units_per_slice, and FLOPs. 0: its
-// speed isn't learned.
+// What a kernel's work costs: the name of its speed for Engine::units_per_slice, and its FLOPs. If
+// these are 0, its speed isn't learned.
 struct EntryCost {
   const char* speed;
   double flops_per_entry;
@@ -82,14 +82,15 @@ class Sums {
   // True if no sum has to wait for its place in the table that goes to the host.
   static bool at_once(const Device& device, const Shape& shape, bool stays);
 
-  // `place` has room for all segments, or is null. It isn't used after programs are recorded.
+  // `place` has space for all segments, or is null. It isn't used after programs are recorded.
   Sums(Engine& engine, const Shape& shape, const Buffer* place, Record record);
 
-  // Record all sums in one program, from zero; or the programs of `add` and `add_in_turns`.
+  // One of these two must be called: to record all sums in one program, from zero, or to record the
+  // programs of `add` and `add_in_turns`.
   void record(Program& program);
   void record_slices();
   // Adds to a plan the sums of `entries` entries, at most `slice` of them per submission, from zero.
-  // Only if all segments are summed at once. Runs the plan if it has too many slices.
+  // It needs all segments to be summed at once. Runs the plan if it has too many slices.
   void add(Engine::Call& call, std::uint64_t entries, std::uint64_t slice, const EntryCost& cost);
   // Copies the sums of `segments` segments to the host; nothing if they stay on the device.
   void read(const HostRows& out, std::uint64_t segments) const;
@@ -110,10 +111,10 @@ class Sums {
   Record record_;
   std::uint64_t part_;  // the number of segments that a dispatch sums
   std::uint64_t windows_each_;
-  Windows windows_;  // those of `record`, and behind them those of slices
+  Windows windows_;  // those of `record`, followed by those of slices
   Table table_;
-  // One for each part of the place, with a section for each slot. For the host one, which has the
-  // upload of sums before these sections, and their read-back behind.
+  // A program for each part of the place, with a section for each slot. Sums for the host need only
+  // one program, which also uploads sums before these sections and reads them back afterwards.
   std::vector<std::unique_ptr<Program>> slices_;
 };
 

@@ -38,7 +38,7 @@ struct TransferWork {
   }
 };
 
-// Parts that go together: as many as fit the staging buffer, or one that is larger.
+// Groups of parts that are moved together: as many as fit the staging buffer, or one larger part.
 std::vector<std::vector<Part>> divide(const std::vector<const Tensor*>& tensors) {
   std::vector<std::vector<Part>> groups;
   std::uint64_t room = 0;

@@ -8,16 +8,16 @@
 namespace ebmvk {
 namespace {
 
-// From many queries to few. A point that is read serves all queries of its tile.
+// Ordered from many queries to few. A point that is read serves all queries of its tile.
 // square  Each invocation has 64 sums, and 16 loads of 16 bytes from shared memory for 256
 //         multiply-adds. It takes about 128 registers, so that two workgroups of 256 fit the 64K
-//         registers of a multiprocessor, and four the 128 KiB of an RDNA one. Where an invocation
-//         has fewer registers, it would spill.
-// slim    A quarter of the rows: below about 64 queries reading the points is the limit, not
-//         arithmetic.
+//         registers of a multiprocessor, and four the 128 KiB of an RDNA one. With fewer registers
+//         an invocation would spill.
+// slim    A quarter of the rows, because below about 64 queries the time goes into reading the
+//         points, not into arithmetic.
 // matvec  One point per invocation, for any number of queries: limited by bandwidth only.
-// direct  No shared memory. For processors, where shared memory is ordinary memory behind emulated
-//         barriers, and for devices that are too small for the others: some have no more than the
+// direct  No shared memory. For processors, where shared memory is ordinary memory with emulated
+//         barriers, and for devices that are too small for the other tilings: some have only the
 //         required 16 KiB and 128 invocations.
 constexpr Tiling kTilings[] = {
     {Scoring::square, "square", kernels::ScoreTiled::name, 256, 8, 8, 128, 128, 4 * (132 + 132) * 16, 128, 64},
@@ -41,7 +41,7 @@ Tiling fill(Tiling tiling, const Capabilities& device, std::uint32_t queries) {
     tiling.group = std::clamp(device.subgroup_size, 8u, 128u);
     tiling.columns = tiling.group * tiling.result_columns;
   }
-  if (tiling.scoring == Scoring::matvec) {  // no sums for missing queries
+  if (tiling.scoring == Scoring::matvec) {  // so that few sums belong to no query
     while (tiling.rows / 2 >= std::max(queries, 1u)) tiling.rows /= 2;
     tiling.result_rows = tiling.rows;
   }
@@ -61,7 +61,7 @@ Tiling choose_tiling(const Capabilities& device, Scoring scoring, std::uint32_t 
       if (queries >= tiling.from_queries && suits(device, tiling)) return fill(tiling, device, queries);
     } else if (scoring == tiling.scoring) {
       if (!fits(device, tiling))
-        throw Unsupported(std::string("the tiling ") + tiling.name + ": too large for the device");
+        throw Unsupported(std::string("the tiling ") + tiling.name + " is too large for the device");
       return fill(tiling, device, queries);
     }
   }

@@ -11,9 +11,9 @@ namespace ebmvk {
 namespace {
 
 // Float16 halves the bytes to read but not the arithmetic, which is always in float32. It pays off
-// if there are fewer queries than the device has multiply-adds per float that it reads.
+// if there are fewer queries than multiply-adds that the device can do while it reads a float.
 constexpr std::uint32_t kCoarseQueries = 64;
-constexpr std::uint64_t kCoarseSize = std::uint64_t{1} << 21;  // coordinates; fewer fit into a cache
+constexpr std::uint64_t kCoarseSize = std::uint64_t{1} << 21;  // coordinates; smaller stores fit into a cache
 constexpr std::uint32_t kCoarseCalls = 8;  // after this many calls rounding, which costs 1.5 scans, has paid for itself
 constexpr std::uint32_t kCoarseDimensions = 1u << 16;  // up to here halve.comp's 1 % covers the roundings of its sum
 
@@ -62,7 +62,7 @@ struct CoarseWork {
     program.finish();
   }
 
-  // The number of rows, of the first `rows`, for which a point that was not rescored may be among the
+  // Counts the rows, among the first `rows`, for which a point that was not rescored may belong to the
   // best.
   std::uint32_t count_unproved(std::uint32_t rows) const {
     const auto* flags = unproved.on_host().as<std::uint32_t>();
@@ -124,8 +124,8 @@ void Engine::exact_topk(Call& call, const Points& points, const TopkArguments& i
   }
 }
 
-// If a row isn't proved, all rows of its scan are scanned again: reading the points takes most of the
-// time, and is the same for one row.
+// If a row isn't proved, all rows of its scan are scanned again, because reading the points takes most
+// of the time, and takes as long for one row.
 void Engine::coarse_topk(Call& call, const Points& points, const Coarse& coarse, const TopkArguments& in,
                          const TopkResults& to) {
   const auto kept = rescored(in.k, points.n());

@@ -11,7 +11,7 @@ namespace {
 
 using Interval = std::pair<std::uint64_t, std::uint64_t>;  // begin, end
 
-// The begin of the smallest gap between `taken` that holds `bytes`; behind all of them if none does.
+// The start of the smallest gap between `taken` that holds `bytes`; the end of all if no gap does.
 std::uint64_t smallest_gap(std::vector<Interval> taken, std::uint64_t bytes, std::uint64_t alignment) {
   std::sort(taken.begin(), taken.end());
   auto smallest = std::numeric_limits<std::uint64_t>::max();

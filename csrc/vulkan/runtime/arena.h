@@ -18,7 +18,7 @@ struct Arena {
   std::uint64_t bytes = 0;             // of the allocation: the highest end of a tensor
 };
 
-// Offsets at which no two tensors overlap that live at the same time. Places the largest first, each
+// Offsets at which tensors that live at the same time don't overlap. Places the largest first, each
 // into the smallest gap that fits (greedy by size, Pisarchyk and Lee 2020, arXiv:2001.03288). Throws
 // std::invalid_argument if a tensor ends before it begins, or `alignment` is zero.
 Arena arrange(const std::vector<Lifetime>& tensors, std::uint64_t alignment);

@@ -44,8 +44,8 @@ int compute_family(vk::PhysicalDevice device) {
 void Capabilities::decide() {
   const auto& facts = facts_of(vendor, subgroup_min);
   const bool reported_is_possible = subgroup_min <= subgroup_reported && subgroup_reported <= subgroup_max;
-  // If there is one size, nobody needs to ask for it, and drivers of such hardware (GCN) don't let
-  // you. MoltenVK's sizes come from a table by vendor, not from Metal, so its word isn't enough.
+  // If there is one size, pipelines needn't ask for it, and drivers of such hardware (GCN) don't let
+  // them. MoltenVK's sizes come from a table by vendor, not from Metal, so they can't be relied on.
   const bool fixed = subgroup_min == subgroup_max && !moltenvk;
   subgroup_control = subgroup_full && subgroup_reported && reported_is_possible && (subgroup_selectable || fixed);
   subgroup_required = subgroup_control && subgroup_selectable;

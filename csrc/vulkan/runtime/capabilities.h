@@ -35,8 +35,8 @@ struct Capabilities {
   bool subgroup_full = false;        // a pipeline can ask for full subgroups
   bool subgroup_selectable = false;  // a compute pipeline can ask for a size
   // The most loop iterations of an invocation. llvmpipe silently leaves every loop after 65,535
-  // iterations of all loops together (Mesa's LP_MAX_TGSI_LOOP_ITERATIONS), so it is smaller there;
-  // elsewhere loops are unlimited.
+  // iterations of all loops together (Mesa's LP_MAX_TGSI_LOOP_ITERATIONS), so there this number is
+  // smaller; elsewhere loops are unlimited.
   std::uint32_t loop_rounds = 0xffffffffu;
   bool float16 = false;                               // arithmetic and storage
   std::vector<std::pair<std::uint64_t, bool>> heaps;  // bytes, device-local
@@ -45,7 +45,7 @@ struct Capabilities {
   // The engine's decisions from the above, which `decide` fills in.
   std::uint32_t subgroup_size = 0;  // of kernels that use subgroups
   bool subgroup_control = false;    // such kernels get full subgroups of this size
-  bool subgroup_required = false;   // they must ask for it; if not, the device has no other size
+  bool subgroup_required = false;   // such kernels must ask for this size; if not, the device has no other
   std::uint32_t registers = 0;      // 32-bit registers that an invocation of a kernel may use
   void decide();
 };

@@ -42,7 +42,7 @@ void load_vulkan() {
   });
 }
 
-// Functions obtained through one instance work for every instance, because the loader looks at the
+// Functions obtained through one instance work for every instance, because the loader chooses by the
 // handles.
 void load_functions(vk::Instance instance) {
   static std::once_flag once;
@@ -235,14 +235,15 @@ vk::DeviceMemory Device::allocate(const vk::MemoryRequirements& requirements, vk
       if ((requirements.memoryTypeBits >> i & 1u) && (memory_.memoryTypes[i].propertyFlags & flags) == flags) type = i;
   }
   const auto explain = [&](const char* reason) {
-    return OutOfMemory(capabilities_.name + ": " + reason + " allocating " + megabytes(requirements.size) + ", with " +
-                       megabytes(allocated_) + " in use here and a heap of " + megabytes(capabilities_.memory_bytes));
+    return OutOfMemory(capabilities_.name + ": " + reason + " while allocating " + megabytes(requirements.size) + "; " +
+                       megabytes(allocated_) + " are in use here, and the heap has " +
+                       megabytes(capabilities_.memory_bytes));
   };
-  if (type == memory_.memoryTypeCount) throw explain("no memory type fits,");
+  if (type == memory_.memoryTypeCount) throw explain("no memory type fits");
   if (options_.memory_limit && allocated_ + requirements.size > options_.memory_limit)
     throw explain("the memory limit is reached");
   if (requirements.size > capabilities_.max_allocation)
-    throw explain(("the device gives at most " + megabytes(capabilities_.max_allocation) + " at once,").c_str());
+    throw explain(("the device gives at most " + megabytes(capabilities_.max_allocation) + " at once").c_str());
   try {
     const auto memory = device_->allocateMemory({requirements.size, type});
     allocated_ += requirements.size;

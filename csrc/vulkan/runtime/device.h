@@ -81,8 +81,8 @@ class Device {
   std::uint64_t allocated() const { return allocated_; }
 
   // Submits each group of command buffers by itself, one right after another, and waits for the
-  // last. Throws DeviceLost if the device is lost, or takes longer than Options::timeout_seconds for
-  // each. If a submission fails otherwise, nothing is left running.
+  // last. Throws DeviceLost if the device is lost, or takes longer than Options::timeout_seconds per
+  // submission. If a submission fails otherwise, nothing is left running.
   void run(const std::vector<std::vector<vk::CommandBuffer>>& submissions);
   // Throws DeviceLost if the device is lost, or belongs to the process that this one was forked
   // from. The second check needs no lock.

@@ -54,8 +54,8 @@ VkResult note(VkResult result) {
   return result;
 }
 
-// On top of the wrappers: functions whose result Kompute ignores, or calls with the null handle
-// that follows.
+// On top of the wrappers: functions whose result Kompute ignores, and functions that it then calls
+// with a null handle.
 struct Kompute {
   static inline PFN_vkCreateCommandPool create_pool = nullptr;
   static inline PFN_vkAllocateCommandBuffers allocate_commands = nullptr;

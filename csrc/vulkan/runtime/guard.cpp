@@ -45,7 +45,7 @@ std::string damaged_guards(Device& device) {
     for (std::uint64_t i = 0; i < 2 * band / 4; ++i)
       if (words[i] != Buffer::kGuard)
         return "a buffer of " + std::to_string(bytes - 2 * band) + " bytes was written " +
-               (i < band / 4 ? "before its begin" : "after its end") + " (word " + std::to_string(i) +
+               (i < band / 4 ? "before its start" : "after its end") + " (word " + std::to_string(i) +
                " of the guards)";
   }
   return {};

@@ -10,7 +10,7 @@
 namespace ebmvk {
 
 // The bytes from `begin` up to `end` - 1 of a buffer, and what a command does with them. `buffer` is
-// any number that tells buffers apart.
+// a number that no other buffer has.
 struct Touch {
   std::uint64_t buffer, begin, end;
   Access access;
@@ -29,8 +29,8 @@ class Hazards {
   std::map<std::uint64_t, std::vector<Touch>> touched_;  // by buffer
 };
 
-// For each command, given by all that it touches, whether it needs a barrier before it. A barrier
-// covers everything before it.
+// For each command, true if it needs a barrier before it. A command is given by all that it touches.
+// A barrier covers everything before it.
 std::vector<bool> barriers_between(const std::vector<std::vector<Touch>>& commands);
 
 }  // namespace ebmvk

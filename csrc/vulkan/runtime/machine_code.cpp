@@ -26,7 +26,7 @@ std::map<std::string, std::string> read_texts(vk::Device device, const vk::Pipel
   }
   auto count = static_cast<std::uint32_t>(found.size());
   const auto result = device.getPipelineExecutableInternalRepresentationsKHR(&executable, &count, found.data());
-  if (result != vk::Result::eSuccess) throw Unavailable("the driver cut its report: " + vk::to_string(result));
+  if (result != vk::Result::eSuccess) throw Unavailable("the driver cut off its report: " + vk::to_string(result));
   std::map<std::string, std::string> out;
   for (std::size_t i = 0; i < found.size(); ++i) {
     if (!found[i].isText) continue;

@@ -17,7 +17,7 @@ constexpr auto kReportMachineCode =
 
 struct MachineCode {
   std::uint32_t subgroup_size = 0;
-  std::map<std::string, double> statistics;  // by the driver's name of each
+  std::map<std::string, double> statistics;  // by the driver's names for them
   std::map<std::string, std::string> texts;  // representations, for example "Assembly"
 };
 

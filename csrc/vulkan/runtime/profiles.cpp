@@ -30,7 +30,7 @@ struct Profile {
 // gpu       This device, treated as a graphics card.
 // smallest  The least that Vulkan allows ("Required Limits").
 // rdna2     Mesa's RADV, GFX10 and later: physical_device_properties in radv_physical_device.c.
-// vega      The same for GFX9 and earlier, where requiredSubgroupSizeStages is 0.
+// vega      Mesa's RADV, GFX9 and earlier, where requiredSubgroupSizeStages is 0.
 // intel     Mesa's ANV on Xe-LP.
 // apple     MoltenVK on an M1: a pipeline can't ask for a size (requiredSubgroupSizeStages is 0 in
 //           MVKDevice.mm), and the sizes are a table by vendor.

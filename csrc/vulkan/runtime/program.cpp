@@ -18,7 +18,7 @@ Touch touch(const View& view, Access access) {
   return {reinterpret_cast<std::uint64_t>(handle), view.start(), view.start() + view.size(), access};
 }
 
-// Everything before is finished and visible to everything after.
+// Commands after this barrier wait for all commands before it, and see what they wrote.
 void record_barrier(const vk::CommandBuffer& commands, bool for_host = false) {
   using Stage = vk::PipelineStageFlagBits;
   using Flag = vk::AccessFlagBits;
@@ -31,8 +31,7 @@ void record_barrier(const vk::CommandBuffer& commands, bool for_host = false) {
                            {}, barrier, {}, {});
 }
 
-// A section as one operation of Kompute. Kompute hands it the command buffer, which it keeps to
-// itself otherwise.
+// A section as one operation of Kompute, because Kompute hands its command buffer to operations only.
 class Section final : public kp::OpBase {
  public:
   explicit Section(std::function<void(const vk::CommandBuffer&)> body) : body_(std::move(body)) {}
@@ -100,8 +99,8 @@ void Program::add_kernel(const Pipeline& pipeline, const std::vector<View>& bind
                         " bytes in one range: the device allows " +
                         std::to_string(device_.capabilities().max_storage_range));
     node.touches.push_back(touch(view, source.access[i]));
-    // With guard bands, the binding includes the band behind; otherwise the driver would drop the
-    // writes that we want to detect.
+    // With guard bands, the binding includes the band after the buffer; otherwise the driver would
+    // drop the writes that we want to detect.
     const bool whole = view.offset + view.size() == view.buffer->bytes();
     set.buffers.emplace_back(view.buffer->handle(), view.start(), view.size() + (whole ? view.buffer->offset() : 0));
   }
@@ -170,7 +169,7 @@ void Program::record(std::uint32_t section) {
   part.nodes.clear();
 }
 
-// The time when everything before is done.
+// Records a time stamp: the time when everything before it is done.
 void Program::record_stamp(const vk::CommandBuffer& commands, std::uint32_t number) const {
   if (stamps_) commands.writeTimestamp(vk::PipelineStageFlagBits::eBottomOfPipe, stamps_, number);
 }

@@ -38,8 +38,8 @@ struct Traffic {
   Traffic& operator+=(const Traffic& more);
 };
 
-// A recording has one section or more. Each is a command buffer, so that a plan can submit some of
-// them, or all of them at once or one after another.
+// A program has one section or more. Each is a command buffer, so a plan can submit some or all of
+// them, together or one after another.
 class Program {
  public:
   explicit Program(Device& device) : device_(device), parts_(1) {}

@@ -17,7 +17,7 @@ bool gives_bool(std::uint32_t operation) { return IEqual <= operation && operati
 
 std::uint32_t evaluate(std::uint32_t operation, std::uint32_t a, std::uint32_t b, std::uint32_t c) {
   const bool divides = operation == UDiv || operation == UMod;
-  if (divides && b == 0) throw std::logic_error("a constant of a kernel is divided by zero");
+  if (divides && b == 0) throw std::logic_error("a constant expression of a kernel divides by zero");
   switch (operation) {
     case IAdd: return a + b;
     case ISub: return a - b;
@@ -33,7 +33,9 @@ std::uint32_t evaluate(std::uint32_t operation, std::uint32_t a, std::uint32_t b
     case ULessThanEqual: return a <= b;
     case ShiftRightLogical: return b < 32 ? a >> b : 0;
     case ShiftLeftLogical: return b < 32 ? a << b : 0;
-    default: throw std::logic_error("operation " + std::to_string(operation) + " between constants of a kernel");
+    default:
+      throw std::logic_error("a constant expression of a kernel has the unknown operation " +
+                             std::to_string(operation));
   }
 }
 
@@ -103,7 +105,7 @@ class Specialiser {
   void expression(const std::uint32_t* word, std::uint32_t length) {
     std::uint32_t operand[3] = {};
     if (length < 6 || length > 7)
-      throw std::logic_error("an expression of constants of a kernel has no 2 or 3 operands");
+      throw std::logic_error("a constant expression of a kernel does not have 2 or 3 operands");
     for (std::uint32_t i = 4; i < length; ++i) operand[i - 4] = number(word[i]);
     const auto result = evaluate(word[3], operand[0], operand[1], operand[2]);
     if (gives_bool(word[3])) return constant_bool(word[1], word[2], result);
@@ -112,11 +114,11 @@ class Specialiser {
 
   std::uint32_t number(std::uint32_t id) const {
     const auto known = known_.find(id);
-    if (known == known_.end()) throw std::logic_error("an expression of constants of a kernel has an unknown operand");
+    if (known == known_.end()) throw std::logic_error("a constant expression of a kernel has an unknown operand");
     return known->second;
   }
 
-  // The size of the workgroup stands twice in a module; the built-in constant is the one that counts.
+  // A module has the workgroup's size in two places; the built-in constant is the one that counts.
   void set_local_size() {
     if (!local_size_at_ || group_.size() != 3) return;
     for (std::size_t i = 0; i < 3; ++i) out_[local_size_at_ + i] = number(group_[i]);

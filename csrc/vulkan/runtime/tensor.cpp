@@ -82,7 +82,7 @@ std::string keys_of(const std::vector<Place>& arguments, const std::vector<Place
   std::string keys;
   for (const auto* places : {&arguments, &results})
     for (const auto& place : *places) keys += place.key();
-  // Programs for the host alone keep their short keys.
+  // If all rows are on the host, the key is empty.
   return keys.find_first_not_of('/') == std::string::npos ? std::string() : keys;
 }
 

@@ -23,7 +23,7 @@ class TensorPool {
   explicit TensorPool(Device& device) : device_(device) {}
 
   // Memory for at least `bytes`. Needs the device's mutex. With Options::guard the memory is
-  // poisoned, so that reading what was there before shows.
+  // poisoned, so that reading old contents shows.
   Buffer take(std::uint64_t bytes);
   void give_back(Buffer&& memory) noexcept;
   // Frees all memory that no tensor uses. Needs the device's mutex.
@@ -60,7 +60,7 @@ class Tensor {
 
   const Shape& shape() const { return shape_; }
   std::uint32_t rows() const { return shape_.rows; }
-  // Forgets the rows from `rows` on: for results whose number is known afterwards.
+  // Drops the rows from `rows` on, for results whose number is known only afterwards.
   void keep(std::uint32_t rows) { shape_.rows = std::min(shape_.rows, rows); }
   std::uint32_t width() const { return shape_.width; }
   std::uint32_t pitch() const { return shape_.pitch; }
@@ -68,7 +68,7 @@ class Tensor {
   const Buffer& memory() const { return memory_; }
   const Device& device() const { return device_; }
 
-  // Above all values of an index tensor, so that ids can be checked without reading them.
+  // A number above all values of an index tensor, so that ids can be checked without reading them.
   std::uint64_t below() const { return below_; }
   void set_below(std::uint64_t below) { below_ = below; }
 
@@ -86,7 +86,7 @@ struct Place {
   const Tensor* tensor = nullptr;
   std::uint64_t begin = 0;
 
-  // Tells recorded programs apart that use different memory.
+  // Differs between programs that were recorded for different memory.
   std::string key() const;
 };
 
@@ -99,7 +99,7 @@ template <typename T>
 struct Argument {
   const T* host = nullptr;
   const Tensor* tensor = nullptr;
-  std::uint64_t origin = 0;  // the row of the argument that is the tensor's first
+  std::uint64_t origin = 0;  // the argument's row with which the tensor begins
 
   bool given() const { return host || tensor; }
   Place from(std::uint64_t begin) const { return {tensor, begin - origin}; }

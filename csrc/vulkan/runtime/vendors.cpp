@@ -5,11 +5,11 @@ namespace {
 
 // The first row that fits is used.
 //
-// AMD     RDNA reports 64 but also runs 32. With 32, 640 coordinates leave no lane idle, and each
+// AMD     RDNA reports 64 lanes but also runs 32. With 32, 640 coordinates leave no lane idle, and each
 //         chain needs fewer registers. A lane has up to 256 registers, and a SIMD 1,024 for waves of
 //         32 ("RDNA 2" Instruction Set Architecture, 2020): with 160, six waves hide latency. GCN and
 //         Vega have waves of 64 only. Their chains with 96 words of candidates in each lane spill
-//         (python -m bench.isa --family vega10), so they get fewer.
+//         (python -m bench.isa --family vega10), so they get fewer registers.
 // NVIDIA  A thread has up to 255 registers, and a multiprocessor 64K (CUDA C++ Programming Guide,
 //         "Technical Specifications per Compute Capability"): with 160, 256 threads take 160 KiB of
 //         its 256 KiB.
@@ -23,7 +23,7 @@ namespace {
 //         Guide, "Mali Bifrost and Valhall GPU specific optimizations").
 // Mesa    The software renderers run on a processor and have no such limit. They get that of a large
 //         card, so that tests run the kernels that need many registers.
-// Others have the least of all these.
+// Others  They get the smallest number of registers of all these.
 constexpr Vendor kVendors[] = {
     {kAmd, 64, 64, 128}, {kAmd, 0, 32, 160},   {kNvidia, 0, 32, 160}, {kIntel, 16, 16, 128},
     {kIntel, 0, 16, 64}, {kApple, 0, 32, 128}, {kArm, 0, 16, 64},     {kMesa, 0, 32, 160},
