@@ -144,7 +144,10 @@ def parts(found: Measured) -> Iterator[Part]:
         "The share of the limit is the least time that the work can take at these limits, divided by the time it took."
     )
     yield Part("Kernels by kind", Shown(note=note, tables=[_table(found, "kind", "kind")]))
-    note = "The line made the first result of a kernel; kernels that were fused come from several lines."
+    note = (
+        "The line made the first result of a kernel; kernels that were fused come from several lines. "
+        "Gradients count for the line whose gradient they are."
+    )
     yield Part("Lines of the model's code", Shown(note=note, tables=[_table(found, "line", "line", MOST_LINES)]))
     yield Part("The kernels that take longest", Shown(tables=[_slowest(found)]))
     for name, (_, own) in found.programs.items():
@@ -157,11 +160,15 @@ def _tiles(found: Measured) -> Iterator[Tile]:
     products = sum(group.seconds for name, group in groups.items() if name in PRODUCTS)
     least = sum(runs * found.ceilings.least_seconds(own.flops, own.bytes) for runs, own in found.kernels)
     dispatches = sum(runs * kernel.dispatches for runs, kernel in found.kernels)
-    yield Tile(f"{number(1e3 * found.busy, '.3g')} ms", "kernels of a step")
-    yield Tile(f"{number(1e3 * found.seconds, '.3g')} ms", "the whole step", "without time stamps between kernels")
+    yield Tile(_milliseconds(found.busy), "kernels of a step")
+    yield Tile(_milliseconds(found.seconds), "the whole step", "without time stamps between kernels")
     yield Tile(percent(products / found.busy, 0), "of it matrix products")
     yield Tile(percent(least / found.busy, 0), "of the device's limit")
     yield Tile(f"{dispatches:,}", "dispatches")
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.{1 if seconds < 0.1 else 0}f} ms"
 
 
 def _table(found: Measured, attribute: str, name: str, most: int | None = None) -> Table:
@@ -171,13 +178,13 @@ def _table(found: Measured, attribute: str, name: str, most: int | None = None) 
 
 
 def _slowest(found: Measured) -> Table:
-    head = ("kernel", "line", "ms", "share", "GFLOP/s", "GB/s", "of the limit")
+    head = ("line", "kernel", "ms", "share", "GFLOP/s", "GB/s", "of the limit")
     slowest = sorted(found.kernels, key=lambda own: -own[0] * own[1].seconds)[:MOST_KERNELS]
     rows = []
     for runs, kernel in slowest:
         group = _Group()
         group.add(runs, kernel)
-        rows.append((kernel.kind, kernel.line or "unknown", *_cells(found, group)[1:]))
+        rows.append((kernel.line or "unknown", kernel.kind, *_cells(found, group)[1:]))
     return Table(head, rows)
 
 
