@@ -1,26 +1,18 @@
-"""What a compiled step of ours does in one run: its commands, its memory, and where the time goes.
-
-The time of each kernel comes from a second recording of the same program, in which each node is a
-segment of its own, between two time stamps of the device.
-"""
+"""What a compiled step of ours does in one run: its commands, its memory, and where the time
+goes."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
-from unittest import mock
 
 from torch.utils import _pytree as pytree
 
-from ebmvk.compute import plan
 from ebmvk.compute.compiled import Compiled as Program
-from ebmvk.compute.ir import Call
+from ebmvk.compute.profile import PRODUCTS, profile
 from ebmvk.compute.programs import Compiled
 from ebmvk.engine.recording import Ran
-
-ROUNDS = 3
-"""Runs of the second recording; the median of each kernel counts."""
+from ebmvk.errors import DeviceError
 
 
 def counts(made: Compiled, arguments: Sequence[Any]) -> dict[str, Any]:
@@ -44,40 +36,17 @@ def counts(made: Compiled, arguments: Sequence[Any]) -> dict[str, Any]:
 def shares(made: Compiled, arguments: Sequence[Any]) -> dict[str, Any]:
     """not_products_share: the share of the device's time outside products; None without a clock."""
     program = _on_device(made)
-    with mock.patch.object(plan, "SEGMENT_SECONDS", 0.0):  # a cut after each node
-        timed = Program(
-            program.recorder,
-            made.program,
-            names=program.names,
-            fed=program.fed,
-            fetched=made.results,
-            arena=program.arena,
-            state=program.state,
-        )
-        ends = [end for end, _ in timed.plan.segments()]
-    runs = [_run(timed, arguments).segment_seconds for _ in range(ROUNDS + 1)][1:]  # the first warms up
-    seconds = [statistics.median(each) for each in zip(*runs, strict=True)]
-    nodes = [[step.node for step in timed.plan.steps[a:b]] for a, b in _parts(ends)]
-    nodes.append([])  # what comes after the last cut: transfers to the host
-    if len(seconds) != len(nodes) or not sum(seconds):
+    try:
+        found = profile(program, _fed(program, arguments))
+    except DeviceError:
         return {"not_products_share": None, "kernel_seconds": None}
-    products = sum(took for took, part in zip(seconds, nodes, strict=True) if any(map(is_product, part)))
+    products = [kernel for kernel in found.kernels if kernel.kind in PRODUCTS]
     return {
-        "not_products_share": 1 - products / sum(seconds),
-        "kernel_seconds": sum(seconds),
-        "product_seconds": products,
-        "products": sum(is_product(node) for part in nodes for node in part),
+        "not_products_share": 1 - sum(kernel.seconds for kernel in products) / found.busy,
+        "kernel_seconds": found.busy,
+        "product_seconds": sum(kernel.seconds for kernel in products),
+        "products": len(products),
     }
-
-
-def is_product(node: object) -> bool:
-    """True for matrix products, with what is fused into them. Parts of their sums are added up in
-    loops, which aren't counted here."""
-    return isinstance(node, Call) and node.name in {"matmul", "matmul_parts"}
-
-
-def _parts(ends: Sequence[int]) -> list[tuple[int, int]]:
-    return [(a + 1, b + 1) for a, b in zip([-1, *ends[:-1]], ends, strict=True)]
 
 
 def _on_device(made: Compiled) -> Program:
@@ -87,5 +56,9 @@ def _on_device(made: Compiled) -> Program:
 
 
 def _run(program: Program, arguments: Sequence[Any]) -> Ran:
+    return program.run(_fed(program, arguments)).ran
+
+
+def _fed(program: Program, arguments: Sequence[Any]) -> dict[int, Any]:
     leaves = pytree.tree_leaves(tuple(arguments))
-    return program.run({position: leaves[position].numpy() for position in program.fed}).ran
+    return {position: leaves[position].numpy() for position in program.fed}

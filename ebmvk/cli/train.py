@@ -72,6 +72,9 @@ class TrainCommand(Config):
     # Try a few steps, print the time, memory and disk space that the run would take, and leave
     # nothing behind.
     dry_run: bool = field(default=False, metadata=COMMON)
+    # With --device vulkan: before the first step, measure each kernel of a step, and write
+    # profile.html, profile.json and trace.json (for Perfetto) to the run folder.
+    profile: bool = False
     # Print all settings, and every figure while the run trains.
     verbose: bool = field(default=False, metadata=COMMON)
     # Print only errors, warnings and the paths of the results.
@@ -124,7 +127,9 @@ def train(**settings: Any) -> Trained:
     from ebmvk.runs.metrics import read_history
     from ebmvk.training.session import execute
 
-    outcome = execute(job, quiet=command.quiet, verbose=command.verbose, stop_after=command.stop_after)
+    outcome = execute(
+        job, quiet=command.quiet, verbose=command.verbose, stop_after=command.stop_after, profile=command.profile
+    )
     history = read_history(job.folder)
     end = history.end or {}
     return Trained(job.folder, outcome, history.step, end.get("validation"), end.get("trigram"))
@@ -152,6 +157,7 @@ def _train(args: list[str], name: str, stage: Mapping[str, Any], ranks: Ranks | 
         verbose=command.verbose,
         stop_after=command.stop_after,
         dry_run=command.dry_run,
+        profile=command.profile,
     )
     return INTERRUPTED if outcome == "interrupted" else 0
 

@@ -28,6 +28,7 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ebmvk.compute import decompose, narrow
 from ebmvk.compute.functional import AliasedError, Make, functional
@@ -237,18 +238,31 @@ def _inside(file: str) -> bool:
     return file.startswith((_TORCH, _OWN, "<eval_with_key", "<frozen"))
 
 
-def _note_backward(graph: fx.GraphModule) -> None:
-    """Nodes of gradients get the line of the operation whose gradient they are: autograd gives both
-    the same number."""
-    lines: dict[int, str] = {}
-    for node in graph.graph.nodes:
-        line, number = node.meta.get("stack_trace"), node.meta.get("seq_nr")
-        if number is None:
-            continue
+class _Gradients(TorchDispatchMode):
+    """Gives the operations of a gradient the line of the operation whose gradient they are. To
+    autograd, both have the same number."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._lines: dict[int, str] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        meta = fx_traceback.current_meta
+        before = meta.get("stack_trace")
+        within = torch._C._current_autograd_node()
+        line = before if within is None else self._lines.get(within._sequence_nr(), before)
         if line:
-            lines.setdefault(number, line)
-        elif number in lines:
-            node.meta["stack_trace"] = lines[number]
+            meta["stack_trace"] = line
+            # Autograd has counted the operation already, if it has a gradient.
+            self._lines.setdefault(torch._C._autograd._get_sequence_nr() - 1, line)
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            if line and not before:
+                del meta["stack_trace"]
+            elif before:
+                meta["stack_trace"] = before
 
 
 def graph_of(step: Step, examples: Sequence[torch.Tensor], names: Sequence[str] | None = None) -> Captured:
@@ -262,7 +276,8 @@ def graph_of(step: Step, examples: Sequence[torch.Tensor], names: Sequence[str] 
 
 def _traced(step: Step, examples: Sequence[torch.Tensor]) -> fx.GraphModule:
     def called(*args: torch.Tensor) -> list[torch.Tensor]:
-        return list(step(*args))
+        with _Gradients():
+            return list(step(*args))
 
     inputs = [example.detach() for example in examples]
     try:
@@ -273,7 +288,6 @@ def _traced(step: Step, examples: Sequence[torch.Tensor]) -> fx.GraphModule:
         if refused is None:
             raise
         raise refused from error
-    _note_backward(graph)
     graph.graph.eliminate_dead_code(lambda node: "copy_" in str(node.target) or node.is_impure())
     graph.recompile()
     return graph

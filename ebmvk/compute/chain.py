@@ -11,11 +11,13 @@ import torch
 
 from ebmvk.compute.compiled import Compiled as OnDevice
 from ebmvk.compute.held import Held
+from ebmvk.compute.profile import Profile, profile
 from ebmvk.compute.programs import Array, Backend, Compiled, Operations, Runner, Tree, opened
 from ebmvk.compute.rewrite import Limits
 from ebmvk.compute.sequence import Sequence as InSequence
 from ebmvk.compute.step import CompiledStep, TrainingStep
 from ebmvk.engine.recording import Ran
+from ebmvk.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,16 @@ class Chain:
         self.cpu_ops = operations.count
         records = [compiled.recorded(own) for compiled, own in zip(programs, outputs, strict=True)]
         return records, {name: torch.from_numpy(array) for name, array in brought.items()}
+
+    def profile(self, calls: Sequence[Call], making: Callable[[], None] = lambda: None) -> list[Profile]:
+        """Measure the program of each call, as `profile.profile` does. Parameters and state stay as
+        they are. Raises ArgumentError if the steps run in numpy."""
+        found = []
+        for compiled, fed in self._found(calls, making):
+            if not isinstance(compiled.runner, OnDevice):
+                raise ArgumentError("a chain in numpy has no kernels to measure", hint='Use backend="vulkan".')
+            found.append(profile(compiled.runner, fed))
+        return found
 
     def read(self, keys: Collection[str] | None = None) -> tuple[Tree, dict[str, Tree]]:
         """Parameters and state as they are now, on the host.

@@ -13,7 +13,7 @@ import numpy as np
 from ebmvk.compute.donate import writes
 from ebmvk.compute.ir import Program, Tensor, View
 from ebmvk.compute.lowering import Kernel, Launch, Lower, lower
-from ebmvk.compute.plan import Plan, Region, make_plan
+from ebmvk.compute.plan import SEGMENT_SECONDS, Plan, Region, make_plan
 from ebmvk.compute.sequence import Sequence as InSequence
 from ebmvk.compute.sequence import Slots
 from ebmvk.compute.state import Arena, Array, State, on_host, words
@@ -51,6 +51,7 @@ class Compiled:
         poison: for tests: fills memory with NaN before it is written and after its last use.
         lower: for tests: makes kernels of nodes.
         plan: what `make_plan` made of the same program and arguments before.
+        segment_seconds: see `Plan.segments`.
 
     Attributes:
         plan: places, sizes and segments.
@@ -75,6 +76,7 @@ class Compiled:
         poison: bool = False,
         lower: Lower = lower,
         plan: Plan | None = None,
+        segment_seconds: float = SEGMENT_SECONDS,
     ) -> None:
         self.recorder = recorder
         self.program = program
@@ -88,7 +90,7 @@ class Compiled:
         self.fed = self._fed_leaves(fed)
         self.arena = Arena(recorder) if arena is None else arena
         self.arena.reserve(max(self.plan.nbytes["arena"], recorder.alignment))
-        self._poison = poison
+        self._poison, self._segment_seconds = poison, segment_seconds
         self._memories = self._allocate()
         self._kept = self._place_kept()
         self._write_constants()
@@ -214,12 +216,12 @@ class Compiled:
         return Slots(plan, self.names, self.fed, block, alone, results, each)
 
     def _add_steps(self, record: Recording) -> None:
-        cuts = dict(self.plan.segments())
+        cuts = dict(self.plan.segments(self._segment_seconds))
         freed: dict[int, list[Tensor]] = {}
         if self._poison:
             freed = self._freed()
         for number, step in enumerate(self.plan.steps):
-            what = self._origin(number)
+            what = self.origin(number)
             for part in step.lowered.steps:
                 if isinstance(part, Launch):
                     ranges = [self._whole(tensor) for tensor in part.tensors]
@@ -243,7 +245,8 @@ class Compiled:
                     freed.setdefault(self.plan.last_use[tensor.id], []).append(tensor)
         return freed
 
-    def _origin(self, number: int) -> str:
+    def origin(self, number: int) -> str:
+        """The operation that made the first result of a step of the plan, and its line."""
         names = (self.program.origins.get(view.tensor.id) for view in writes(self.plan.steps[number].node))
         return next((name for name in names if name), f"node {number}")
 

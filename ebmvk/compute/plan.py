@@ -50,6 +50,13 @@ class Step:
     lowered: Lowered
     seconds: float
 
+    @property
+    def tensors(self) -> Iterator[Tensor]:
+        """What its kernels touch; a tensor may come twice."""
+        yield from (view.tensor for view in writes(self.node))
+        yield from (view.tensor for view, _ in reads(self.node))
+        yield from self.lowered.scratch
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -82,11 +89,14 @@ class Plan:
         """Kernels, copies and fills between the uploads and downloads of a run."""
         return sum(len(step.lowered.steps) for step in self.steps) + len(self.settled.copies)
 
-    def segments(self) -> Iterator[tuple[int, float]]:
-        """The number of the step that ends each segment, and the segment's seconds."""
+    def segments(self, most: float = SEGMENT_SECONDS) -> Iterator[tuple[int, float]]:
+        """The number of the step that ends each segment, and the segment's seconds.
+
+        most: seconds of a segment of several steps; 0 makes each step a segment.
+        """
         seconds = 0.0
         for number, step in enumerate(self.steps):
-            if seconds and seconds + step.seconds > SEGMENT_SECONDS:
+            if seconds and seconds + step.seconds > most:
                 yield number - 1, seconds
                 seconds = 0.0
             seconds += step.seconds
@@ -170,7 +180,7 @@ def check(program: Program, settled: Settled) -> None:
             written.add(view.tensor)
     for position, view in enumerate(settled.outputs):
         _check_view(view, len(settled.nodes))
-        if view.tensor not in written:
+        if view.tensor not in written and 0 not in view.shape:
             raise ValueError(f"no node writes result {position}")
     for view in program.leaves:
         _check_view(view, -1)
@@ -226,9 +236,7 @@ def _lives(
             lives[tensor] = (lives.get(tensor, (number, number))[0], number)
 
     for number, step in enumerate(steps):
-        for view in (*writes(step.node), *(view for view, _ in reads(step.node))):
-            touch(view.tensor, number)
-        for tensor in step.lowered.scratch:
+        for tensor in step.tensors:
             touch(tensor, number)
     for position in fetched:
         touch(settled.outputs[position].tensor, len(steps))

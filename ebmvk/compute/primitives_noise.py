@@ -12,6 +12,7 @@ from ebmvk.compute.primitives import FLOAT, primitive
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _STREAM_DROPOUT = 0xFFFFFFFD
+_STREAM_NORMALS = 0xFFFFFFFC
 
 Words = tuple[Expr, Expr, Expr, Expr]
 
@@ -33,6 +34,13 @@ def philox(counter: Words, key: tuple[Expr, Expr]) -> Words:
     return c0, c1, c2, c3
 
 
+def _words(shape: tuple[int, ...], words: View) -> Words:
+    """The words of engine.dropout.words_of, seen by each element of a shape."""
+    places = (View(words.tensor, shape, (0,) * len(shape), words.offset + n * words.strides[0]) for n in range(4))
+    low, high, step, row = (expr.op("bitcast", expr.load(place), dtype="uint32") for place in places)
+    return low, high, step, row
+
+
 def random_byte(shape: tuple[int, ...], words: View, place: int) -> Expr:
     """The random byte of each element of a tensor, as engine.dropout.random_bytes defines it: byte
     E % 16 of the four words at counter (step, place, E // 16, stream), where E is the element's
@@ -40,14 +48,7 @@ def random_byte(shape: tuple[int, ...], words: View, place: int) -> Expr:
 
     words: (4,) int32, the bits of seed low, seed high, step and first row.
     """
-    low, high, step, row = (
-        expr.op(
-            "bitcast",
-            expr.load(View(words.tensor, shape, (0,) * len(shape), words.offset + number * words.strides[0])),
-            dtype="uint32",
-        )
-        for number in range(4)
-    )
+    low, high, step, row = _words(shape, words)
     width = math.prod(shape[1:])
     position: Expr = expr.const(0, "int32")
     for axis, size in enumerate(shape):
@@ -72,3 +73,27 @@ def dropout(low: Lowering, x: View, words: View, place: int, threshold: int) -> 
     kept = expr.op("ge", random_byte(x.shape, words, place), _word(threshold))
     scale = expr.where(kept, expr.const(256 / (256 - threshold), "float32"), expr.const(0.0, "float32"))
     return low.loop(x.shape, expr.op("mul", expr.load(x), scale))
+
+
+@primitive("ebmvk.normals.default", dtypes=FLOAT)
+def normals(low: Lowering, words: View, rows: View, d: int) -> View:
+    """Standard normals (m, d), as engine.normals defines them. Each element draws the four words of
+    its counter anew: another way would have to exchange them between invocations."""
+    shape = (rows.shape[0], d)
+    low_word, high_word, step, _ = _words(shape, words)
+    row = expr.cast_to(expr.load(View(rows.tensor, shape, (rows.strides[0], 0), rows.offset)), "uint32")
+    column = expr.cast_to(expr.axis(1), "uint32")
+    counter = (step, row, expr.op("shr", column, _word(2)), _word(_STREAM_NORMALS))
+    u0, u1, u2, u3 = (_uniform(word) for word in philox(counter, (low_word, high_word)))
+    second = expr.op("eq", expr.op("and", column, _word(2)), _word(2))
+    radius = expr.op("sqrt", expr.op("mul", expr.const(-2.0, "float32"), expr.op("log", expr.where(second, u2, u0))))
+    angle = expr.op("mul", expr.const(2 * math.pi, "float32"), expr.where(second, u3, u1))
+    odd = expr.op("eq", expr.op("and", column, _word(1)), _word(1))
+    return low.loop(shape, expr.op("mul", radius, expr.where(odd, expr.op("sin", angle), expr.op("cos", angle))))
+
+
+def _uniform(word: Expr) -> Expr:
+    """engine.philox.to_uniform: (word + 1/2) 2^-32 in float32, below 1."""
+    u = expr.op("mul", expr.cast_to(word, "float32"), expr.const(2.0**-32, "float32"))
+    u = expr.op("add", u, expr.const(2.0**-33, "float32"))
+    return expr.op("minimum", u, expr.const(1 - 2.0**-24, "float32"))

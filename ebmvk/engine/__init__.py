@@ -19,7 +19,7 @@
 | `sharded` | points spread over the processes of a run, with an exact top-k |
 | `approximate` | spherical k-means, and approximate search for very many points (FAISS) |
 | `autograd` | `energy(...)` and `energy_score(...)`, differentiable, on any backend |
-| `library`, `dropout` | operations that torch can trace as one node; dropout |
+| `library`, `dropout`, `normals` | operations that torch can trace as one node, and two of them |
 | `traceable` | the reference without checks, for steps that are traced |
 | `philox` | counter-based random numbers, the same on every backend |
 | `wood` | the cosine of a von Mises-Fisher sample, for every backend's `vmf_sample` |

@@ -25,7 +25,9 @@ STREAM_METROPOLIS: Final = 2
 STREAM_NOISE_2: Final = 3
 """Noise of the second O of a step of GHMC."""
 STREAM_FREE: Final = 4
-"""The first stream that callers may use. The engine also keeps the last three for itself."""
+"""The first stream that callers may use. The engine also keeps the last four for itself."""
+STREAM_NORMALS: Final = 2**32 - 4
+"""Normals of `engine.normals`: the noise of the denoising loss. chain = row."""
 STREAM_DROPOUT: Final = 2**32 - 3
 """Bytes of dropout's masks: chain = place, coordinate // 4 = element // 16."""
 STREAM_VMF_COSINE: Final = 2**32 - 2
@@ -64,11 +66,15 @@ def _multiply(m: int, c: Tensor) -> tuple[Tensor, Tensor]:
 
 def words(seed: int, step: Tensor, chain: Tensor, quads: int, stream: int) -> Tensor:
     """Raw words (..., quads, 4) int64 for step and chain that broadcast against each other."""
+    return keyed_words((seed & _MASK, (seed >> 32) & _MASK), step, chain, quads, stream)
+
+
+def keyed_words(key: tuple[int | Tensor, int | Tensor], step: Tensor, chain: Tensor, quads: int, stream: int) -> Tensor:
+    """`words` of a seed whose low and high word are `key`: numbers or int64 scalars."""
     # torch.broadcast_shapes imports sympy, which takes a second.
     shape = (*np.broadcast_shapes(step.shape, chain.shape), quads)
     quad = torch.arange(quads, device=step.device).expand(shape)
     constant = torch.full((), stream, dtype=torch.int64, device=step.device).expand(shape)
-    key = (seed & _MASK, (seed >> 32) & _MASK)
     return torch.stack(
         philox4x32((step[..., None].expand(shape), chain[..., None].expand(shape), quad, constant), key), dim=-1
     )
@@ -109,9 +115,14 @@ def normals(
     device.
     """
     working = torch.float64 if dtype == torch.float64 else torch.float32
-    u = to_uniform(words(seed, step, chain, -(-d // 4), stream), working)
+    return box_muller(to_uniform(words(seed, step, chain, -(-d // 4), stream), working))[..., :d].to(dtype)
+
+
+def box_muller(u: Tensor) -> Tensor:
+    """Standard normals (..., 4 quads) of uniforms (..., quads, 4), by Box and Muller on the pairs
+    (u0, u1) and (u2, u3) of each quad."""
     u = u.reshape(*u.shape[:-1], 2, 2)
     radius = torch.sqrt(-2 * torch.log(u[..., 0]))
     angle = 2 * math.pi * u[..., 1]
     pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-    return pairs.flatten(-3)[..., :d].to(dtype)
+    return pairs.flatten(-3)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ebmvk.config.schema import Config
+from ebmvk.engine.dropout import words_of
 from ebmvk.model.dropout import Masks
 from ebmvk.model.language import Counted, LanguageModel
 from ebmvk.objective import noise
@@ -57,9 +58,11 @@ class Noised:
 
     at: (m,) int64, their places among the queries of the pass. targets: (m,) int64, their tokens.
     kappa: (m,), concentrations of the noise; log_c and cosine: (m,), `log_c_ratio` and
-    `mean_cosine` of them, the latter only for the score form. deficit: (m,), and normals: (m, d),
-    from which `placed` makes the noise. there: (m,), 1 for positions that count and 0 for others;
-    None: all count. portion: m divided by the number of positions of the whole step.
+    `mean_cosine` of them, the latter only for the score form. deficit: (m,), how far the noise lies
+    from its token; see `placed`. words, and numbers: (m,) int64, from which `engine.normals` draws
+    the directions of the noise; numbers count the positions of the whole step. there: (m,), 1 for
+    positions that count and 0 for others; None: all count. portion: m divided by the number of
+    positions of the whole step.
     """
 
     at: Tensor
@@ -68,7 +71,8 @@ class Noised:
     log_c: Tensor
     cosine: Tensor | None
     deficit: Tensor
-    normals: Tensor
+    words: Tensor
+    numbers: Tensor
     there: Tensor | None
     portion: Tensor
 
@@ -186,9 +190,10 @@ def noised_at(
     needs.
     """
     deficit = sample_deficit(kappa.double(), d, rng)
-    normals = torch.randn(len(at), d, dtype=torch.float64, generator=rng)
+    words = words_of(int(torch.randint(2**62, (), generator=rng)), 0, 0)
     of_kappa = (kappa, log_c_ratio(kappa, d), mean_cosine(kappa, d) if score else None)
-    return Noised(at, targets, *of_kappa, deficit, normals, None, torch.ones((), dtype=kappa.dtype))
+    portion = torch.ones((), dtype=kappa.dtype)
+    return Noised(at, targets, *of_kappa, deficit, words, torch.arange(len(at)), None, portion)
 
 
 def _mine(noised: Noised, before: int, batch: Batch, *, fixed: bool) -> Noised:
@@ -199,8 +204,7 @@ def _mine(noised: Noised, before: int, batch: Batch, *, fixed: bool) -> Noised:
     mine = (place >= 0) & (place < have)
     if fixed:
         # Placing noise in the dtype of the model costs a rounding or two of x.
-        narrow = {name: getattr(noised, name).to(noised.kappa.dtype) for name in ("deficit", "normals")}
-        noised = replace(noised, **narrow)
+        noised = replace(noised, deficit=noised.deficit.to(noised.kappa.dtype))
         if batch.there is not None:  # from places among the targets to places among all positions
             place = batch.there.nonzero()[:, 0][place.clamp(0, max(0, have - 1))] if have else torch.zeros_like(place)
         return _filled(replace(noised, at=place * mine, there=mine.to(noised.portion.dtype)))
@@ -211,7 +215,7 @@ def _mine(noised: Noised, before: int, batch: Batch, *, fixed: bool) -> Noised:
     return replace(noised, at=place, portion=noised.portion * (len(place) / m))
 
 
-_PER_POSITION = ("targets", "kappa", "log_c", "cosine", "deficit", "normals")
+_PER_POSITION = ("targets", "kappa", "log_c", "cosine", "deficit", "numbers")
 
 
 def _filled(noised: Noised) -> Noised:

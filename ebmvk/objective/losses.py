@@ -13,6 +13,7 @@ from torch import Tensor
 from ebmvk.config.schema import Config, TrainingConfig
 from ebmvk.engine import autograd
 from ebmvk.engine.api import Backend, Points
+from ebmvk.engine.normals import normals
 from ebmvk.model.language import Context, Counted, LanguageModel
 from ebmvk.objective.batch import Batch, Noised, Pairs, prepare
 from ebmvk.objective.cross_entropy import linear_cross_entropies
@@ -167,7 +168,7 @@ def denoising(
     if not len(noised.at):  # all positions belong to other shares of the step
         return query.new_zeros(())
     clean = mu.detach().index_select(0, noised.targets)
-    x = placed(clean, noised.deficit, noised.normals)
+    x = placed(clean, noised.deficit, normals(noised.words, noised.numbers, mu.shape[1]))
     query = query.index_select(0, noised.at)
     handle = backend.points(mu.detach())
     ids = candidates(backend, handle, query, bias, x, noised.kappa, noised.targets, k)

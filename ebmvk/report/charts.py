@@ -80,7 +80,20 @@ class Heads:
     tokens: Sequence[str] = ()
 
 
-Chart = Lines | Bars | Histogram | Map | Heads
+@dataclass(frozen=True)
+class Blocks:
+    """Rectangles, such as tensors in memory over time.
+
+    boxes: (left, right, bottom, top, number of its name). names: of colours, for the legend.
+    """
+
+    boxes: Sequence[tuple[float, float, float, float, int]]
+    names: Sequence[str]
+    xlabel: str
+    ylabel: str
+
+
+Chart = Lines | Bars | Histogram | Map | Heads | Blocks
 
 
 def is_course(curves: Sequence[Curve]) -> bool:

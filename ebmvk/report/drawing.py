@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from ebmvk.report.charts import STEP, Bars, Chart, Curve, Heads, Histogram, Lines, Map
+from ebmvk.report.charts import STEP, Bars, Blocks, Chart, Curve, Heads, Histogram, Lines, Map
 from ebmvk.report.svg import GRID, INK, SERIES, WIDTH, dress, figure_of, legend, svg_of
 
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))  # when colours are used up
@@ -34,6 +35,8 @@ def draw(chart: Chart, name: str, salt: str = "") -> str:
             return _map(chart, name, salt)
         case Heads():
             return _heads(chart, name, salt)
+        case Blocks():
+            return _blocks(chart, name, salt)
 
 
 def _lines(chart: Lines, name: str, salt: str) -> str:
@@ -95,6 +98,21 @@ def _histogram(chart: Histogram, name: str, salt: str) -> str:
         dress(axes, chart.xlabel, chart.ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
         axes.xaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+        return svg_of(figure, name)
+
+
+def _blocks(chart: Blocks, name: str, salt: str) -> str:
+    with figure_of(salt, (2 * WIDTH, 3.6)) as figure:
+        axes = figure.add_subplot()
+        colours = [SERIES[i % len(SERIES)] for i in range(len(chart.names))]
+        for i, colour in enumerate(colours):
+            own = [box for box in chart.boxes if box[4] == i]
+            faces = [Rectangle((a, low), b - a, high - low) for a, b, low, high, _ in own]
+            axes.add_collection(PatchCollection(faces, facecolor=colour, edgecolor=INK, linewidth=0.3))
+        dress(axes, chart.xlabel, chart.ylabel)
+        axes.autoscale_view()
+        axes.set_ylim(bottom=0)
+        legend(figure, [Patch(color=colour) for colour in colours], list(chart.names))
         return svg_of(figure, name)
 
 

@@ -14,6 +14,7 @@ NEWEST = "newest"
 """Stands for the newest run in RUNS, unless a folder has this name."""
 CONFIG_FILE, LOCK_FILE = "config.toml", ".lock"
 SAMPLES_FILE, REPORT_FILE = "samples.txt", "report.html"
+PROFILE_FILE, PROFILE_PAGE, TRACE_FILE = "profile.json", "profile.html", "trace.json"
 MEMORY_FILE = "memory.safetensors"  # beside the weights of a checkpoint, or in an exported model
 
 

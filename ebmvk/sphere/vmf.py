@@ -242,8 +242,8 @@ def sample_vmf(
 
 def placed(mu: Tensor, deficit: Tensor, normals: Tensor) -> Tensor:
     """The samples around mu (B, d) whose cosines are 1 - deficit (B,), in the directions of the
-    tangent parts of `normals` (B, d). Computed in the dtype of `normals`; the result has mu's."""
-    mean, fall = mu.detach().to(normals.dtype), deficit.unsqueeze(-1)
+    tangent parts of `normals` (B, d). Computed in the dtype of `deficit`; the result has mu's."""
+    mean, normals, fall = mu.detach().to(deficit.dtype), normals.to(deficit.dtype), deficit.unsqueeze(-1)
     tangent = normals - (normals * mean).sum(-1, keepdim=True) * mean
     tangent = tangent / torch.linalg.vector_norm(tangent, dim=-1, keepdim=True)
     x: Tensor = (1 - fall) * mean + torch.sqrt(fall * (2 - fall)) * tangent

@@ -8,6 +8,7 @@ between, so it waits twice, and a third time if the model has losses of its own.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ebmvk.compute.chain import Call, Chain, Link
+from ebmvk.compute.profile import Profile
 from ebmvk.compute.programs import opened
 from ebmvk.engine.recording import Ran, Recorder
 from ebmvk.engine.vulkan import Vulkan
@@ -88,6 +90,10 @@ class Programs(ABC):
         """Take a step; returns its record. scalars: lr and count, see `Step`."""
 
     @abstractmethod
+    def profile(self, passes: Sequence[Pass], scalars: Tensors) -> dict[str, tuple[int, Profile]]:
+        """See `Steps.profile`."""
+
+    @abstractmethod
     def _begin(self, chain: Chain) -> None: ...
 
     def _did(self, chain: Chain, *, first: bool = True) -> None:
@@ -107,6 +113,10 @@ class Whole(Programs):
         self._did(chain)
         found: Tensors = record
         return found
+
+    def profile(self, passes: Sequence[Pass], scalars: Tensors) -> dict[str, tuple[int, Profile]]:
+        (found,) = self._made().profile([self._call(passes, scalars)])
+        return {"step": (1, found)}
 
     def _made(self) -> Chain:
         if self._chain is None:
@@ -159,6 +169,14 @@ class Split(Programs):
             records = self._together(chain, calls, self._meet)
         found: Tensors = records[-1]
         return found
+
+    def profile(self, passes: Sequence[Pass], scalars: Tensors) -> dict[str, tuple[int, Profile]]:
+        chain = self._made(passes[0])
+        calls = self._calls(passes, scalars)
+        runs = Counter(call.step for call in calls)
+        one = {call.step: call for call in calls}  # all runs of a program are alike
+        found = chain.profile(list(one.values()))
+        return {name: (runs[name], own) for name, own in zip(one, found, strict=True)}
 
     def _together(self, chain: Chain, calls: Sequence[Call], meet: Meet) -> list[Tensors]:
         """The records of a step that several processes share."""

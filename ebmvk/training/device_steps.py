@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ebmvk.compute.function import compile_function
+from ebmvk.compute.profile import Profile
 from ebmvk.config.schema import Config
 from ebmvk.engine.device import Device
 from ebmvk.engine.traceable import Traceable
@@ -167,6 +168,14 @@ class DeviceSteps(Steps):
             f"{amount(nbytes['kept'])} for weights and moments{accumulated}, {amount(nbytes['arena'])} for "
             "intermediate results"
         )
+
+    def profile(self, tokens: Tensor, step: int) -> dict[str, tuple[int, Profile]]:
+        """See `Steps.profile`."""
+        scalars = self._scalars(optim.lr_at(step, self.config.training), self._count + 1)
+        if self._slots:
+            scalars["slot"] = torch.tensor(0)  # what it overwrites is put back, too
+        given = self._given(tokens, step, self.config.training.accumulation_steps)
+        return self._programs.profile(given, scalars)
 
     # ---- what a step is given --------------------------------------------------------------------
 

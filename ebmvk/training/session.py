@@ -70,7 +70,7 @@ class Voice:
 
 def execute(
     job: Job, ranks: Ranks = ALONE, *, quiet: bool = False, verbose: bool = False, stop_after: int | None = None,
-    dry_run: bool = False,
+    dry_run: bool = False, profile: bool = False,
 ) -> Outcome:  # fmt: skip
     """Train `job` and return how it ended. Everything else is in the run folder.
 
@@ -79,13 +79,14 @@ def execute(
         quiet, verbose: print less, or more.
         stop_after: save and stop after this number of steps.
         dry_run: try a few steps, print what the run would take, and leave nothing behind.
+        profile: before the first step, measure the kernels of a step on a Vulkan device.
 
     Raises:
         EbmvkError: of any kind; what was saved before is intact.
     """
     try:
         with nullcontext() if dry_run else locked(job.folder, _warn):
-            return _execute(job, ranks, Voice(quiet, verbose), stop_after=stop_after, dry_run=dry_run)
+            return _execute(job, ranks, Voice(quiet, verbose), stop_after=stop_after, dry_run=dry_run, profile=profile)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -123,8 +124,8 @@ class _Prepared:
         return Trainer(config, folder, self.model, self.tokenizer, self.streams, device, monitor, probe, ranks)
 
 
-def _execute(job: Job, ranks: Ranks, voice: Voice, *, stop_after: int | None, dry_run: bool) -> Outcome:
-    _check_early(job, ranks, dry_run=dry_run)
+def _execute(job: Job, ranks: Ranks, voice: Voice, *, stop_after: int | None, dry_run: bool, profile: bool) -> Outcome:
+    _check_early(job, ranks, dry_run=dry_run, profile=profile)
     ready = _prepare(job, ranks, voice)
     where = " (--dry-run: nothing is written there)" if dry_run else f" (settings in {CONFIG_FILE})"
     voice.say(f"run folder  {job.folder}{where}")
@@ -133,12 +134,18 @@ def _execute(job: Job, ranks: Ranks, voice: Voice, *, stop_after: int | None, dr
             ready.job.config, job.folder, lambda folder, monitor: ready.trainer(folder, monitor, ranks), ready.found
         )
         return "finished"
-    return _train(ready, ranks, voice, stop_after)
+    return _train(ready, ranks, voice, stop_after, profile=profile)
 
 
-def _check_early(job: Job, ranks: Ranks, *, dry_run: bool) -> None:
+def _check_early(job: Job, ranks: Ranks, *, dry_run: bool, profile: bool) -> None:
     """Raises ConfigError for mistakes that can be found before slow work begins."""
     check_shares(job.config, ranks)
+    if profile and (dry_run or ranks.size > 1):
+        other = "--dry-run" if dry_run else f"{ranks.size} processes"
+        raise ConfigError(
+            f"--profile with {other}: it measures one process and writes to its run folder",
+            hint="leave out --dry-run" if dry_run else "start it without torchrun",
+        )
     if dry_run and ranks.size > 1:
         raise ConfigError(
             f"--dry-run with {ranks.size} processes: it measures one process only",
@@ -208,7 +215,7 @@ def _where(device: Device, config: Config, ranks: Ranks) -> str:
     return device.told(why_on_host(config, ranks.size), there)
 
 
-def _train(ready: _Prepared, ranks: Ranks, voice: Voice, stop_after: int | None) -> Outcome:
+def _train(ready: _Prepared, ranks: Ranks, voice: Voice, stop_after: int | None, *, profile: bool) -> Outcome:
     job, found = ready.job, ready.found
     ready.found = None  # it holds all weights and moments once more
     config, done = job.config, found.step if found else 0
@@ -235,8 +242,23 @@ def _train(ready: _Prepared, ranks: Ranks, voice: Voice, stop_after: int | None)
             monitor.detail(line)
         monitor.record("resume" if found else "start", done, facts | ready.told)
         del found
+        if profile:
+            _profile(trainer, ready.device, monitor)
         outcome = trainer.run(stop_after)
     return _close(job, trainer, outcome, voice)
+
+
+def _profile(trainer: Trainer, device: Device, monitor: Monitor) -> None:
+    """Measure the kernels of the next step and write the result to the run folder."""
+    from ebmvk.engine.ceilings import ceilings
+    from ebmvk.report import profile  # torch's tracer takes a while to import
+
+    programs = trainer.profile()
+    monitor.doing("measuring the limits of the device")
+    limits = ceilings(device.backend, quick=True)
+    found = profile.Measured(programs, limits, trainer.folder.name, device.backend.device, ebmvk.__version__)
+    monitor.say(f"profile     {profile.line(found)}")
+    monitor.say(f"            page: {profile.write(found, trainer.folder)}")
 
 
 def _resume(job: Job, trainer: Trainer, found: Checkpoint, monitor: Monitor) -> None:

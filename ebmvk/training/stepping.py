@@ -5,18 +5,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ebmvk.config.schema import Config
 from ebmvk.config.where import why_on_host
 from ebmvk.engine.device import Device
+from ebmvk.errors import ConfigError
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.reading import Layers
 from ebmvk.runs import checkpoint
 from ebmvk.runs.checkpoint import Checkpoint
 from ebmvk.training.optim import Optimizer
+
+if TYPE_CHECKING:
+    from ebmvk.compute.profile import Profile  # torch's tracer takes a while to import
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,21 @@ class Steps(ABC):
         Raises BatchTooLarge as `take`.
         """
         return iter(())
+
+    def profile(self, tokens: Tensor, step: int) -> dict[str, tuple[int, Profile]]:  # noqa: ARG002
+        """Measure the kernels of a step: {program: (its runs in a step, what one run takes)}.
+
+        Weights and moments stay as they are.
+
+        tokens, step: as for `take`.
+
+        Raises:
+            ConfigError: the steps run on the host. DeviceError: the device has no clock, or failed.
+        """
+        raise ConfigError(
+            f"--profile: the steps run on {self.where}, and only those of a Vulkan device can be measured",
+            hint="add --device vulkan; for steps on the CPU use torch.profiler",
+        )
 
 
 def trained_on_device(device: Device, config: Config, ranks: int) -> bool:

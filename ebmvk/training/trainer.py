@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ from ebmvk.training.recovery import Recovery
 from ebmvk.training.reduction import check_same_weights
 from ebmvk.training.stepping import Steps, Taken, trained_on_device
 from ebmvk.training.streams import Streams
+
+if TYPE_CHECKING:
+    from ebmvk.compute.profile import Profile  # torch's tracer takes a while to import
 
 LAST = 50  # steps whose mean is the loss on training text
 Outcome = Literal["finished", "stopped", "interrupted"]
@@ -305,6 +308,10 @@ class Trainer:
     def plan(self) -> Iterator[str]:
         """Lines about the memory that a step will take, as `Steps.plan`."""
         return self.steps.plan(self._ahead.batch(self._first_batch + self.progress.step))
+
+    def profile(self) -> dict[str, tuple[int, Profile]]:
+        """See `Steps.profile`: of the next step."""
+        return self.steps.profile(self._ahead.batch(self._first_batch + self.progress.step), self.progress.step)
 
     def step(self) -> None:
         """Do one step of the optimiser and record it.

@@ -6,12 +6,15 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from programs import Array, Builder, flipped, momentum, random_program, values_for
 from vulkan_open import open_vulkan
 
 from ebmvk.compute import expr, oracle
+from ebmvk.compute.capture import graph_of
 from ebmvk.compute.compiled import Cache, Compiled
 from ebmvk.compute.ir import Program
+from ebmvk.compute.lower import lower
 from ebmvk.compute.state import State
 from ebmvk.engine.recording import Recorder
 from ebmvk.errors import ArgumentError, DeviceError, DeviceLost, OutOfMemory
@@ -276,3 +279,12 @@ def test_other_programs_make_room_for_one_that_does_not_fit() -> None:
     assert len(cache) == 1
     with pytest.raises(OutOfMemory):
         cache.get(1, lambda: Compiled(recorder, momentum([(100_000,)])))
+
+
+def test_results_without_elements(recorder: Recorder) -> None:
+    """No node writes them, and the others are right."""
+    x = torch.zeros(0, 3)
+    program = lower(graph_of(lambda x: [x * 2, x.sum(0) + 1], [x]))
+    nothing, sums = Compiled(recorder, program).run({0: x.numpy()}).outputs.values()
+    assert nothing.shape == (0, 3)
+    np.testing.assert_array_equal(sums, np.ones(3, np.float32))

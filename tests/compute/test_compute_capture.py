@@ -13,7 +13,7 @@ import pytest
 import steps
 import torch
 
-from ebmvk.compute.capture import capture, note_caches
+from ebmvk.compute.capture import capture, note_caches, origin_of, trace
 from ebmvk.compute.replay import variations
 from ebmvk.compute.step import compile_step
 from ebmvk.errors import ArgumentError, UnsupportedOperation
@@ -95,6 +95,44 @@ def test_graphs_have_no_mutating_nodes_but_the_arguments_updates():
     changing = [node for node in captured.graph.graph.nodes if "_." in str(node.target)]
     assert [str(node.target) for node in changing] == ["aten.copy_.default"]
     assert changing[0].args[0].op == "placeholder"
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_operations_of_gradients_name_the_line_whose_gradient_they_are(twice):
+    """Also those of autograd functions, and those of a gradient of a gradient."""
+
+    def step(w, x):
+        w = w.detach().requires_grad_()
+        hidden = torch.tanh(x @ w)
+        squared = Square.apply(hidden)
+        loss = squared.exp().sum()
+        (grad,) = torch.autograd.grad(loss, w, create_graph=twice)
+        if twice:
+            (grad,) = torch.autograd.grad(grad.sin().sum(), w)
+        return [grad]
+
+    graph = trace(step, [torch.randn(3, 4), torch.randn(5, 3)]).graph
+    lines = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_function":
+            lines.setdefault(str(node.target), set()).add(origin_of(node).rpartition(": ")[2])
+    tanh, square = "hidden = torch.tanh(x @ w)", "squared = Square.apply(hidden)"
+    assert lines["aten.mm.default"] == lines["aten.tanh_backward.default"] == {tanh}
+    assert lines["aten.exp.default"] == {"loss = squared.exp().sum()"}
+    assert {"return x * x", square} & lines["aten.mul.Tensor"]
+    told = lines["aten.ones_like.default"]
+    assert all("torch.autograd.grad" in line for line in told), "where a gradient begins"
 
 
 def test_a_process_that_has_traced_can_fork_and_train():

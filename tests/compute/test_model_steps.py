@@ -135,7 +135,7 @@ def test_nothing_changes_where_a_gradient_is_not_finite(made: Made) -> None:
 GATES = {"tinygpt": 172, "experts": 98, "ebm": 196, "infinito": 141}
 """Dispatches, copies and fills of a step of `GATED`: what they take today and 5 %. More
 means that something no longer fuses."""
-KILOBYTES = 64
+KILOBYTES = 24
 
 
 def test_a_step_is_one_submission_that_moves_little(made: Made) -> None:
@@ -145,6 +145,7 @@ def test_a_step_is_one_submission_that_moves_little(made: Made) -> None:
     runner: Any = made.compiled.compile(*arguments).runner
     leaves = pytree.tree_leaves(arguments)
     ran = runner.run({position: leaves[position].numpy() for position in runner.fed}).ran
+    print("BYTES", made.case, ran.bytes_up, ran.bytes_down)
     assert ran.submissions == 1
     tokens = sum(4 * (batch.tokens.numel() + batch.targets.numel()) for batch in arguments[2]["batches"])
     assert ran.bytes_up <= tokens + 1024 * KILOBYTES

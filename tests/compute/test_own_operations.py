@@ -84,6 +84,7 @@ def examples(forward: Callable[..., Any]) -> dict[str, tuple[Any, ...]]:
     slope = (torch.tensor(0.3, dtype=torch.float64), wide, part)
     made = {
         "dropout": (x, words_of(3, 1, 2), 5, 99),
+        "normals": (words_of(3, 1, 2), torch.arange(9), 7),
         "linear_cross_entropy": (rows, torch.randn(31, 4), torch.randn(31), torch.arange(10), None, torch.float32),
         "experts": (x, weights, chosen, up, down),
         "experts_backward": (grad, weights, up, down, *forward(x, weights, chosen, up, down)[1:]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import steps
 import torch
 from torch.utils import _pytree as pytree
 
+from ebmvk.compute.profile import Block, by, profile
 from ebmvk.compute.step import CompiledStep, compile_step
 from ebmvk.engine.recording import Recorder
 
@@ -115,3 +117,36 @@ def test_other_shapes_share_weights(nanogpt: tuple[CompiledStep, Any, Any]) -> N
         record = compiled.run(part, scalars)
         *want, wanted = step(*want, part, scalars)
         assert abs(float(record["loss"]) - float(wanted["loss"])) < 1e-4  # after up to two steps of float32
+
+
+def test_a_profile_measures_each_node_and_changes_no_bit(nanogpt: tuple[CompiledStep, Any, Any]) -> None:
+    compiled, _, arguments = nanogpt
+    compiled.start(*arguments[:2])
+    compiled.run(*arguments[2:])
+    runner: Any = compiled.compile(*arguments).runner
+    fed = {i: leaf.numpy() for i, leaf in enumerate(pytree.tree_leaves(arguments)) if i in runner.fed}
+    before = runner.read()
+    found = profile(runner, fed, rounds=1)
+    after = runner.read()
+    assert all((before[name] == after[name]).all() for name in before)
+
+    plan = runner.plan
+    assert [kernel.flops for kernel in found.kernels] == [step.lowered.flops for step in plan.steps]
+    assert sum(kernel.dispatches for kernel in found.kernels) + len(plan.settled.copies) == plan.dispatches
+    assert all(kernel.seconds > 0 for kernel in found.kernels if kernel.dispatches)
+    assert found.busy == pytest.approx(sum(kernel.seconds for kernel in found.kernels))
+    products = by(found.kernels, "kind")["matmul"]
+    forward = [kernel for kernel in products if "steps.py" in kernel.line]
+    assert any("@" in kernel.line or "linear" in kernel.line for kernel in forward), [own.line for own in products]
+    check_apart(found.blocks, found.nbytes["arena"], len(found.kernels))
+
+
+def check_apart(blocks: Sequence[Block], arena: int, kernels: int) -> None:
+    """Tensors that live at the same time don't share memory."""
+    assert blocks
+    for number, one in enumerate(blocks):
+        assert 0 <= one.first <= one.last < kernels
+        assert one.offset + one.nbytes <= arena
+        for other in blocks[:number]:
+            if max(one.first, other.first) <= min(one.last, other.last):
+                assert one.offset + one.nbytes <= other.offset or other.offset + other.nbytes <= one.offset

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ebmvk.config.schema import Config, ModelConfig, TrainingConfig
+from ebmvk.engine.normals import normals
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import CheckpointError
 from ebmvk.evaluation.score_matching import score_matching
@@ -192,7 +193,7 @@ def _denoising(kappa: float, k: int, rows: int = 30) -> tuple[torch.Tensor, torc
     targets = torch.randint(VOCABULARY, (rows,))
     level = torch.full((rows,), kappa, dtype=torch.float64)
     noised = noised_at(torch.arange(rows), targets, level, 16, generator)
-    x = placed(mu.detach()[targets], noised.deficit, noised.normals)
+    x = placed(mu.detach()[targets], noised.deficit, normals(noised.words, noised.numbers, 16))
     found = losses.denoising(Reference(), query, mu, bias, noised, k=k)
     exact = F.cross_entropy(query @ mu.T + bias + kappa * x @ mu.T, targets)
     return torch.stack([found, exact]), mu
