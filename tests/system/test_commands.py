@@ -48,7 +48,8 @@ _FLAGS = {
         --soc-threshold --soc-history --soc-keep --splat-temperature --splat-weight-decay
         --splat-weight-decay-start --min-kappa --max-kappa --log-every --eval-every --eval-tokens --save-every
         --keep-last --keep-epochs --sample-tokens --tensorboard --no-tensorboard --run-dir --resume
-        --stop-after --preset --config --dry-run --no-dry-run --profile --no-profile --verbose --no-verbose --quiet --no-quiet""",
+        --stop-after --preset --config --dry-run --no-dry-run --profile --no-profile
+        --verbose --no-verbose --quiet --no-quiet""",
     "evaluate": """
         --checkpoint --dataset --data-dir --include --raw --no-raw
         --test-file --tokenizer --split --limit --context --stride --memory
