@@ -11,14 +11,11 @@ from __future__ import annotations
 import functools
 import gc
 import hashlib
-import linecache
 import operator
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 from weakref import WeakSet
 
@@ -27,17 +24,13 @@ from torch import fx
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ebmvk.compute import decompose, narrow
 from ebmvk.compute.functional import AliasedError, Make, functional
 from ebmvk.compute.graphs import lazily
+from ebmvk.compute.origins import Gradients, Lines, origin_of, user_line
 from ebmvk.compute.replay import OTHER_FORMULAS, SAME, Step, agree, variations
 from ebmvk.errors import ArgumentError, UnsupportedOperation
-
-_TORCH = str(Path(torch.__file__).parent)
-_OWN = str(Path(__file__).parent)
 
 
 @dataclass
@@ -206,65 +199,6 @@ def _make(function: Callable[..., Any], table: decompose.Table) -> Callable[...,
     return make_fx(function, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True)
 
 
-class _Lines(TorchFunctionMode):
-    """Notes the line of the step that calls each operation, on the nodes that it makes."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        del types
-        meta = fx_traceback.current_meta
-        before = meta.get("stack_trace")
-        meta["stack_trace"] = _here() or before
-        try:
-            return func(*args, **(kwargs or {}))
-        finally:
-            meta.pop("stack_trace", None)
-            if before:
-                meta["stack_trace"] = before
-
-
-def _here() -> str:
-    frame = sys._getframe(2)
-    while frame is not None and _inside(frame.f_code.co_filename):
-        frame = frame.f_back  # type: ignore[assignment]
-    if frame is None:
-        return ""
-    file, line = frame.f_code.co_filename, frame.f_lineno
-    return f'File "{file}", line {line}, in {frame.f_code.co_name}\n    {linecache.getline(file, line).strip()}'
-
-
-def _inside(file: str) -> bool:
-    return file.startswith((_TORCH, _OWN, "<eval_with_key", "<frozen"))
-
-
-class _Gradients(TorchDispatchMode):
-    """Gives the operations of a gradient the line of the operation whose gradient they are. To
-    autograd, both have the same number."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._lines: dict[int, str] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        meta = fx_traceback.current_meta
-        before = meta.get("stack_trace")
-        within = torch._C._current_autograd_node()
-        line = before if within is None else self._lines.get(within._sequence_nr(), before)
-        if line:
-            meta["stack_trace"] = line
-            # Autograd has counted the operation already, if it has a gradient.
-            self._lines.setdefault(torch._C._autograd._get_sequence_nr() - 1, line)
-        try:
-            return func(*args, **(kwargs or {}))
-        finally:
-            if line and not before:
-                del meta["stack_trace"]
-            elif before:
-                meta["stack_trace"] = before
-
-
 def graph_of(step: Step, examples: Sequence[torch.Tensor], names: Sequence[str] | None = None) -> Captured:
     """The graph of a function, which isn't checked; it may contain constants from caches. For tests
     of single operations."""
@@ -276,12 +210,12 @@ def graph_of(step: Step, examples: Sequence[torch.Tensor], names: Sequence[str] 
 
 def _traced(step: Step, examples: Sequence[torch.Tensor]) -> fx.GraphModule:
     def called(*args: torch.Tensor) -> list[torch.Tensor]:
-        with _Gradients():
+        with Gradients():
             return list(step(*args))
 
     inputs = [example.detach() for example in examples]
     try:
-        with tracing(), sdpa_kernel(SDPBackend.MATH), fx_traceback.preserve_node_meta(), _Lines():
+        with tracing(), sdpa_kernel(SDPBackend.MATH), fx_traceback.preserve_node_meta(), Lines():
             graph = _make(called, decompose.lists())(*inputs)
     except (RuntimeError, TypeError, ValueError) as error:
         refused = _refused(error)
@@ -323,29 +257,6 @@ def _depends_on_values(node: fx.Node) -> bool:
         if isinstance(value, torch.Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape):
             return True
     return False
-
-
-def user_line(frames: Sequence[traceback.FrameSummary]) -> str:
-    """The last frame that is neither torch's nor the compiler's, as "file:line: code"."""
-    for frame in reversed(frames):
-        if not _inside(frame.filename):
-            return f"{frame.filename}:{frame.lineno}: {(frame.line or '').strip()}"
-    return "an unknown line"
-
-
-def origin_of(node: fx.Node) -> str:
-    """The operation of a node and the line of the step that called it."""
-    name = str(node.target) if node.op == "call_function" else node.name
-    frames = []
-    lines = str(node.meta.get("stack_trace") or "").splitlines()
-    for number, line in enumerate(lines):
-        text = line.strip()
-        if text.startswith('File "'):
-            file, rest = text[6:].split('"', 1)
-            code = lines[number + 1] if number + 1 < len(lines) else ""
-            digits = rest.removeprefix(", line ").split(",")[0]
-            frames.append(traceback.FrameSummary(file, int(digits), "", line=code))
-    return f"{name} at {user_line(frames)}" if frames else name
 
 
 # --------------------------------------------------------------------------------------- functional

@@ -16,8 +16,9 @@ import torch
 from torch import fx
 
 from ebmvk.compute import expr, primitives, views
-from ebmvk.compute.capture import Captured, origin_of
+from ebmvk.compute.capture import Captured
 from ebmvk.compute.ir import Call, DType, Expr, Load, Loop, Program, Reduce, Store, Tensor, View
+from ebmvk.compute.origins import origin_of
 from ebmvk.engine import library
 from ebmvk.errors import UnsupportedOperation
 

@@ -127,7 +127,7 @@ def kind(node: Node | Batch) -> str:
 
 
 def origin(text: str) -> tuple[str, str]:
-    """(operation, "file:line: code") of an origin of `capture.origin_of`. The file is named without
+    """(operation, "file:line: code") of an origin of `origins.origin_of`. The file is named without
     most of its folders."""
     found = _PLACE.fullmatch(text)
     if not found:

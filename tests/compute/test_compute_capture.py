@@ -13,7 +13,8 @@ import pytest
 import steps
 import torch
 
-from ebmvk.compute.capture import capture, note_caches, origin_of, trace
+from ebmvk.compute.capture import capture, note_caches, trace
+from ebmvk.compute.origins import origin_of
 from ebmvk.compute.replay import variations
 from ebmvk.compute.step import compile_step
 from ebmvk.errors import ArgumentError, UnsupportedOperation

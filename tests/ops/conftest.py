@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from vulkan_open import DEMANDED, INDEX, NAME, PRETEND
+from vulkan_open import DEMANDED, INDEX, NAME, PRETEND, guarded
 
 from ebmvk.engine import Backend, select
+from ebmvk.engine.recording import Recorder
 from ebmvk.engine.reference import Reference
 from ebmvk.engine.vulkan import Vulkan
 from ebmvk.errors import DeviceError
@@ -54,3 +55,10 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
             kernels.use_target("plain")
         yield select("cpu")
         kernels.use_target(before)
+
+
+@pytest.fixture(scope="module")
+def checked() -> Iterator[Recorder]:
+    """With guard bands, poison and validation, which must be silent at the end."""
+    for backend in guarded():
+        yield Recorder(backend)
