@@ -27,7 +27,7 @@ T = TypeVar("T")
 HELP = ("-h", "--help", "--help-all")
 Include = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")]
 """The type of `--include`, which may be given several times."""
-# The help is help_page's, so no source file need be read for comments. Older tyro can't leave it.
+# The help is help_page's, so tyro need not read source files for comments; its older versions do.
 _MARKERS = (
     tyro.conf.OmitArgPrefixes,
     *(getattr(tyro.conf, name) for name in ("HelptextFromCommentsOff",) if hasattr(tyro.conf, name)),
