@@ -27,6 +27,11 @@ T = TypeVar("T")
 HELP = ("-h", "--help", "--help-all")
 Include = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")]
 """The type of `--include`, which may be given several times."""
+# The help is help_page's, so tyro need not read source files for comments; its older versions do.
+_MARKERS = (
+    tyro.conf.OmitArgPrefixes,
+    *(getattr(tyro.conf, name) for name in ("HelptextFromCommentsOff",) if hasattr(tyro.conf, name)),
+)
 
 
 def run(
@@ -94,7 +99,7 @@ def parse(
                 prog=f"ebmvk {command}",
                 default=tyro.MISSING_NONPROP if default is None else default,
                 add_help=False,
-                config=(tyro.conf.OmitArgPrefixes,),
+                config=_MARKERS,
             )
     except SystemExit:
         raise ConfigError(_plain(_first_line(said.getvalue())), hint=f"see `ebmvk {command} --help`") from None

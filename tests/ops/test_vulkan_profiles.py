@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +141,24 @@ def run_grid(width: int, *arguments: str) -> dict[str, Any]:
     return record
 
 
+@cache
+def usual_grid(width: int) -> dict[str, Any]:
+    """The usual grid and sorts, from one process for both tests of a width."""
+    return run_grid(width)
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_operation_is_right_at_every_width_of_subgroups(width: int) -> None:
     """With the profile "gpu". test_vulkan_kernels.py tests it at the width of this process."""
     skip_own_width(width)
-    assert run_grid(width)["wrong"] == []
+    assert usual_grid(width)["wrong"] == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_sort_is_right_at_every_width_of_subgroups(width: int) -> None:
+    """At the width of this process test_vulkan_sort.py has it."""
+    skip_own_width(width)
+    assert usual_grid(width)["unsorted"] == []
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""Every operation on pretended devices, against the oracle and under the validation layers.
+"""Every operation on pretended devices, against the oracle and under the validation layers; and
+sorts, against NumPy, if no profile is given.
 
 python tests/ops/vulkan_grid.py [long PROFILE]
 
@@ -12,6 +13,7 @@ import json
 import sys
 
 from op_table import OPERATIONS, Shape, assert_close
+from test_vulkan_sort import unsorted
 from vulkan_open import ORACLE, open_vulkan
 
 from ebmvk.engine import vulkan_devices
@@ -75,6 +77,8 @@ def main(argv: list[str]) -> int:
         "subgroup": capabilities.subgroup_reported,
         "wrong": [line for profile in profiles for line in check(profile, long=long)],
     }
+    if not long:
+        record["unsorted"] = unsorted()
     print(json.dumps(record))
     return 0
 

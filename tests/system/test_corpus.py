@@ -19,7 +19,7 @@ from ebmvk.data.documents import read_documents
 from ebmvk.data.folders import ENVIRONMENT
 from ebmvk.runs.metrics import read_history
 
-from .conftest import Command, Said, made_up_text
+from .conftest import Command, Said, made_up_text, rows
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -98,6 +98,22 @@ def test_the_suggested_command_keeps_the_vocabulary_size(ebmvk: Command, tmp_pat
     assert _suggested(ebmvk(*given, "--vocab-size", 300), "train")[-2:] == ["--vocab-size", "300"]
 
 
+def test_the_expected_perplexity_is_of_the_tokens_that_training_measures_on(
+    ebmvk: Command, trained: Path, text: Path
+) -> None:
+    """It is a quarter of the perplexity of the trigram, or 1, to all of it."""
+    history = read_history(trained)
+    at = ("--corpus", text, "--tokenizer", trained / "tokenizer.json")
+    found = json.loads(ebmvk("analyze-corpus", *at, "--json").out)
+    assert found["fitted"] == history.facts["text"]["train"]["tokens"] + 1
+    assert found["measured"] == history.facts["text"]["validation"]["tokens"] + 1
+    (end,) = rows(trained, "end")
+    trigram = end["trigram"]["ppl_token"]
+    assert trigram > 1
+    assert found["perplexity"] == pytest.approx([max(1, trigram / 4), trigram], rel=1e-6)
+
+
+@pytest.mark.slow
 def test_trained_models_reach_the_expected_perplexity(ebmvk: Command) -> None:
     """The range is for the same tokens that training measures on."""
     if not os.environ.get(ENVIRONMENT):

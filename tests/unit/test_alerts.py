@@ -234,21 +234,24 @@ LARGE = (40_000, 700, 2048, NEAREST)
     ("n", "splats", "words", "k", "seed"),
     [
         *((3000, splats, 800, 16, seed) for splats in (60, 700) for seed in (1, 2, 3)),
-        (*LARGE, 1),
-        *(pytest.param(*LARGE, seed, marks=pytest.mark.slow) for seed in (2, 3)),
+        *((*LARGE, seed) for seed in (1, 2, 3)),
     ],
 )
 def test_a_memory_that_holds_the_text_it_is_asked_about(n: int, splats: int, words: int, k: int, seed: int) -> None:
     """States around centres, each with a law of its own over tokens as frequent as words are."""
     random = torch.Generator().manual_seed(seed)
     centres = torch.nn.functional.normalize(torch.randn(40, 16, generator=random), dim=1)
-    law = 1 / torch.arange(1, words + 1, dtype=torch.float64)
-    own = torch.stack([law[torch.randperm(words, generator=random)] for _ in range(40)])
+    zipf = 1 / torch.arange(1, words + 1, dtype=torch.float64)
+    own = torch.stack([zipf[torch.randperm(words, generator=random)] for _ in range(40)])
 
     def text(n: int) -> tuple[torch.Tensor, torch.Tensor]:
         which = torch.randint(40, (n,), generator=random)
         states = torch.nn.functional.normalize(centres[which] + 0.1 * torch.randn(n, 16, generator=random), dim=1)
-        return states, torch.multinomial(own[which], 1, generator=random)[:, 0]
+        following = torch.empty(n, dtype=torch.long)
+        for centre, law in enumerate(own):  # the laws of all states at once would take 655 MB
+            here = which == centre
+            following[here] = torch.multinomial(law, int(here.sum()), replacement=True, generator=random)
+        return states, following
 
     states, following = text(n)
     points = states[torch.randperm(n, generator=random)[:splats]]
