@@ -73,7 +73,7 @@ def test_a_saved_program_has_the_same_bits_and_is_not_compiled_again(
 
 def test_another_process_finds_the_program(folder: Path, recorder: Recorder) -> None:
     program = (
-        "import test_program_cache as tests\n"
+        "import test_saved_programs as tests\n"
         "from ebmvk.compute.step import compile_step\n"
         "from ebmvk.engine.recording import Recorder\n"
         "step = compile_step(tests.Step(), device=Recorder(tests.open_vulkan()))\n"
