@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ebmvk.compute import plan
 from ebmvk.compute.compiled import Compiled as Program
-from ebmvk.compute.ir import Call
+from ebmvk.compute.ir import Call, Finished
 from ebmvk.compute.programs import Compiled
 from ebmvk.engine.recording import Ran
 
@@ -73,6 +73,8 @@ def shares(made: Compiled, arguments: Sequence[Any]) -> dict[str, Any]:
 def is_product(node: object) -> bool:
     """True for matrix products, with what is fused into them. Parts of their sums are added up in
     loops, which aren't counted here."""
+    if isinstance(node, Finished):
+        return True
     return isinstance(node, Call) and node.name in {"matmul", "matmul_parts"}
 
 

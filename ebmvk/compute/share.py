@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ebmvk.compute.donate import extent, reads, writes
 from ebmvk.compute.emit import Needs, fit, needs
-from ebmvk.compute.ir import Batch, Loop, Node
+from ebmvk.compute.ir import Batch, Loop, PlanNode
 
 if TYPE_CHECKING:
     from ebmvk.engine.recording import Limits
@@ -24,7 +24,7 @@ MOST = 8
 
 
 @dataclass(frozen=True)
-class _Touch:
+class Touch:
     """A part of a tensor that a node reads or writes: words from `begin` to `end`."""
 
     tensor: int
@@ -39,18 +39,18 @@ class _Waiting:
 
     loop: Loop
     needs: Needs
-    touched: tuple[_Touch, ...]
+    touched: tuple[Touch, ...]
     position: int
 
 
-def shared(nodes: Sequence[Node | Batch], limits: Limits) -> list[Node | Batch]:
+def shared(nodes: Sequence[PlanNode], limits: Limits) -> list[PlanNode]:
     """The nodes in an order with the same results, with batches of loops. It depends on the nodes
     and the limits only."""
     waiting: list[_Waiting] = []
-    result: list[Node | Batch] = []
+    result: list[PlanNode] = []
     for position, node in enumerate(nodes):
-        touched = tuple(_touches(node))
-        due = [own for own in waiting if position - own.position >= PATIENCE or _meet(own.touched, touched)]
+        touched = tuple(touches(node))
+        due = [own for own in waiting if position - own.position >= PATIENCE or meet(own.touched, touched)]
         result += _taken(due, waiting, limits)
         needed = needs(node, limits) if isinstance(node, Loop) else None
         if needed is not None and isinstance(node, Loop):
@@ -60,7 +60,7 @@ def shared(nodes: Sequence[Node | Batch], limits: Limits) -> list[Node | Batch]:
     return [*result, *_taken(list(waiting), waiting, limits)]
 
 
-def _taken(due: Sequence[_Waiting], waiting: list[_Waiting], limits: Limits) -> Iterator[Node | Batch]:
+def _taken(due: Sequence[_Waiting], waiting: list[_Waiting], limits: Limits) -> Iterator[PlanNode]:
     """Loops that must run now, with others that fit. They no longer wait."""
     for first in due:
         if first not in waiting:
@@ -75,12 +75,13 @@ def _taken(due: Sequence[_Waiting], waiting: list[_Waiting], limits: Limits) -> 
         yield Batch(tuple(own.loop for own in together)) if len(together) > 1 else first.loop
 
 
-def _touches(node: Node | Batch) -> Iterator[_Touch]:
+def touches(node: PlanNode) -> Iterator[Touch]:
+    """What a node reads, then what it writes."""
     for view, written in [*((view, False) for view, _ in reads(node)), *((view, True) for view in writes(node))]:
-        yield _Touch(view.tensor.id, *extent(view), written)
+        yield Touch(view.tensor.id, *extent(view), written)
 
 
-def _meet(some: Sequence[_Touch], others: Sequence[_Touch]) -> bool:
+def meet(some: Sequence[Touch], others: Sequence[Touch]) -> bool:
     """True if one node writes what the other reads or writes."""
     return any(
         a.tensor == b.tensor and (a.written or b.written) and a.begin < b.end and b.begin < a.end
