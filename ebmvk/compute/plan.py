@@ -14,6 +14,7 @@ from typing import Literal
 
 from ebmvk.compute.donate import Settled, extent, reads, settle, writes
 from ebmvk.compute.finish import finished
+from ebmvk.compute.index_add import zeroed
 from ebmvk.compute.ir import Call, DType, PlanNode, Program, Tensor, View
 from ebmvk.compute.lowering import Fresh, Launch, Lower, Lowered, lower
 from ebmvk.compute.matmul import parted
@@ -190,6 +191,8 @@ def _parted(node: PlanNode, limits: Limits, fresh: Fresh) -> Sequence[PlanNode]:
     """A node, or those that take its place."""
     if isinstance(node, Call) and node.name == "matmul":
         return parted(node, limits, fresh) or (node,)
+    if isinstance(node, Call) and node.name == "index_add":
+        return zeroed(node) or (node,)
     return (node,)
 
 

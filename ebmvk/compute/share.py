@@ -1,7 +1,8 @@
 """Nodes that share a dispatch: loops that don't need each other.
 
 Sums whose results are needed much later (gradients of biases, say) run beside other loops: a loop
-waits until a node needs its result, and others that wait then come along.
+waits until a node needs its result, and others that wait then come along. A loop that reads next to
+nothing waits from an earlier place on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 24
 """Nodes for which a loop waits, at most: what it reads must be kept in memory until then."""
+LITTLE = 256
+"""Bytes of tensors; a loop that reads no more may run earlier than where it stands."""
 MOST = 8
 """Loops in a dispatch."""
 
@@ -48,8 +51,7 @@ def shared(nodes: Sequence[PlanNode], limits: Limits) -> list[PlanNode]:
     and the limits only."""
     waiting: list[_Waiting] = []
     result: list[PlanNode] = []
-    for position, node in enumerate(nodes):
-        touched = tuple(touches(node))
+    for position, (node, touched) in enumerate(_early(nodes)):
         due = [own for own in waiting if position - own.position >= PATIENCE or meet(own.touched, touched)]
         result += _taken(due, waiting, limits)
         needed = needs(node, limits) if isinstance(node, Loop) else None
@@ -58,6 +60,24 @@ def shared(nodes: Sequence[PlanNode], limits: Limits) -> list[PlanNode]:
         else:
             result.append(node)
     return [*result, *_taken(list(waiting), waiting, limits)]
+
+
+def _early(nodes: Sequence[PlanNode]) -> list[tuple[PlanNode, tuple[Touch, ...]]]:
+    """The nodes, with loops that read little up to `PATIENCE` places earlier, and what each
+    touches."""
+    result: list[tuple[PlanNode, tuple[Touch, ...]]] = []
+    for node in nodes:
+        touched = tuple(touches(node))
+        place = len(result)
+        if (
+            isinstance(node, Loop)
+            and sum(tensor.bytes for tensor in {view.tensor for view, _ in reads(node)}) <= LITTLE
+        ):
+            first = max(place - PATIENCE, 0)
+            while place > first and not meet(result[place - 1][1], touched):
+                place -= 1
+        result.insert(place, (node, touched))
+    return result
 
 
 def _taken(due: Sequence[_Waiting], waiting: list[_Waiting], limits: Limits) -> Iterator[PlanNode]:
