@@ -69,15 +69,16 @@ def _early(nodes: Sequence[PlanNode]) -> list[tuple[PlanNode, tuple[Touch, ...]]
     for node in nodes:
         touched = tuple(touches(node))
         place = len(result)
-        if (
-            isinstance(node, Loop)
-            and sum(tensor.bytes for tensor in {view.tensor for view, _ in reads(node)}) <= LITTLE
-        ):
+        if _reads_little(node):
             first = max(place - PATIENCE, 0)
-            while place > first and not meet(result[place - 1][1], touched):
+            while place > first and not _reads_little(result[place - 1][0]) and not meet(result[place - 1][1], touched):
                 place -= 1
         result.insert(place, (node, touched))
     return result
+
+
+def _reads_little(node: PlanNode) -> bool:
+    return isinstance(node, Loop) and sum(t.bytes for t in {view.tensor for view, _ in reads(node)}) <= LITTLE
 
 
 def _taken(due: Sequence[_Waiting], waiting: list[_Waiting], limits: Limits) -> Iterator[PlanNode]:

@@ -12,7 +12,7 @@ from vulkan_open import open_vulkan
 from ebmvk.compute.compiled import Compiled
 from ebmvk.compute.emit import fit, kernel_of_all, needs
 from ebmvk.compute.ir import Batch, Call, Const, Load, Loop, Program, Reduce, Store, Tensor
-from ebmvk.compute.share import MOST, PATIENCE, shared
+from ebmvk.compute.share import LITTLE, MOST, PATIENCE, shared
 from ebmvk.engine.recording import Recorder
 
 LIMITS = dataclasses.replace(LEAST, bindings=32)
@@ -100,6 +100,17 @@ def test_independent_loops_run_together_but_none_waits_for_long() -> None:
     assert found.index(early[0]) == PATIENCE - 1
     many = [times_two(tensor(4))[1] for _ in range(2 * MOST)]
     assert [len(batch.loops) for batch in shared(many, LIMITS) if isinstance(batch, Batch)] == [MOST, MOST]
+
+
+def test_a_loop_that_reads_little_shares_an_earlier_dispatch() -> None:
+    """As zeros that a sum by index begins with."""
+    _, large = times_two(tensor(LITTLE))
+    zeros, late = pointwise(Const(0.0, "float32"), (4,))
+    needing = Call("other", (large.stores[0].view,), (tensor(4).view(),))
+    last = Call("other", (zeros.view(),), (tensor(4).view(),))
+    assert shared([large, needing, late, last], LIMITS) == [Batch((late, large)), needing, last]
+    writer = Call("other", (tensor(4).view(),), (zeros.view(),))
+    assert shared([large, needing, writer, late, last], LIMITS) == [large, needing, writer, late, last]
 
 
 def test_what_a_loop_reads_is_not_overwritten_before_it_runs() -> None:
