@@ -42,18 +42,16 @@ def finished(nodes: Sequence[PlanNode], kept: Collection[int], limits: Limits) -
     limits only.
     """
     result = list(nodes)
-    position = 0
-    while position < len(result):
-        node = result[position]
+    for node in nodes:
         if isinstance(node, Call) and node.name == "matmul" and _one_dispatch(node, limits):
-            _join(result, position, node, kept, limits)
-        position += 1
+            _join(result, node, kept, limits)
     return result
 
 
-def _join(nodes: list[PlanNode], position: int, call: Call, kept: Collection[int], limits: Limits) -> None:
+def _join(nodes: list[PlanNode], call: Call, kept: Collection[int], limits: Limits) -> None:
     """Joins a product with a loop behind it, if it finds one."""
     (out,) = call.outputs
+    position = next(n for n, node in enumerate(nodes) if node is call)
     readers = [n for n, node in enumerate(nodes) if any(overlap(view, out) for view, _ in reads(node))]
     for reader in (reader for reader in readers if reader > position):
         node = nodes[reader]
@@ -66,8 +64,8 @@ def _join(nodes: list[PlanNode], position: int, call: Call, kept: Collection[int
         if not _possible(made, limits):
             continue
         between = [touch for other in nodes[position + 1 : reader] for touch in touches(other)]
-        product = [Touch(out.tensor.id, *extent(out), written) for written in (False, True)]
-        own = [touch for touch in touches(loop) if touch not in product]
+        product = Touch(out.tensor.id, *extent(out), written=True)
+        own = [touch for touch in touches(loop) if touch != product]
         if not meet(own, between):
             nodes[position] = made
             del nodes[reader]

@@ -42,7 +42,7 @@ class Graft(Module):
     def __init__(self, spirv: bytes, binding: int) -> None:
         words = array("I", spirv)
         if words[0] != MAGIC or sys.byteorder != "little":
-            raise ValueError("these are no words of a SPIR-V module")
+            raise ValueError("this isn't a SPIR-V module")
         self._words = words
         self._bound = words[3]
         self._decorations, self._globals, self._functions = [], [], []

@@ -211,6 +211,9 @@ def test_a_loop_joins_only_where_order_and_memory_allow(limits: Limits) -> None:
     writer = Call("scan_sum", (other,), (pair.beside.view(),))
     moved = finished([pair.call, writer, loop], {to.tensor.id}, limits)
     assert [type(node) for node in moved] == [Call, Finished]
+    # The loop reads what another node has written over the product.
+    again = Call("scan_sum", (other,), (pair.product.view(),))
+    assert alone(limits, pair, again, loop)
     # A dispatch never writes what the product still reads.
     square = Pair(4, 4, 4)
     assert alone(limits, square, Loop(square.shape, 0, (Store(square.a.view(), square.x),)))
