@@ -55,10 +55,10 @@ class Graft(Module):
         self._variable_gone = found.bindings[binding]
         self._chains = {
             words[at + 2]: words[at + size - 1]
-            for at, op, size in _instructions(words)
+            for at, op, size in instructions(words)
             if op == Op.ACCESS_CHAIN and words[at + 3] == self._variable_gone
         }
-        stores = [at for at, op, _ in _instructions(words) if op == Op.STORE and words[at + 1] in self._chains]
+        stores = [at for at, op, _ in instructions(words) if op == Op.STORE and words[at + 1] in self._chains]
         if len(stores) != 1 or not self.extended:
             raise ValueError(f"binding {binding} is written by {len(stores)} instructions, not by one")
         self._at = stores[0]
@@ -74,7 +74,7 @@ class Graft(Module):
         code(self._chains[self._words[self._at + 1]], self._words[self._at + 2])
         words, result = self._words, self._words[:_HEADER]
         annotated = defined = False
-        for at, op, size in _instructions(words):
+        for at, op, size in instructions(words):
             if op in _ANNOTATIONS and not annotated:
                 result.extend(self._decorations)
                 annotated = True
@@ -105,8 +105,8 @@ class Graft(Module):
         )
 
 
-def _instructions(words: array[int]) -> Iterator[tuple[int, int, int]]:
-    """Place, number and words of each instruction."""
+def instructions(words: array[int]) -> Iterator[tuple[int, int, int]]:
+    """Place, number and words of each instruction of a module."""
     at = _HEADER
     while at < len(words):
         size = words[at] >> 16
@@ -118,7 +118,7 @@ def _found(words: array[int]) -> _Found:
     """The types that must not be declared twice, and what the bindings are."""
     found = _Found()
     scalars: dict[int, str] = {}
-    for at, op, size in _instructions(words):
+    for at, op, size in instructions(words):
         own = words[at + 1 : at + size].tolist()
         key: tuple[object, ...] | None = None
         if op == Op.TYPE_VOID:

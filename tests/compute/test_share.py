@@ -12,6 +12,7 @@ from vulkan_open import open_vulkan
 from ebmvk.compute.compiled import Compiled
 from ebmvk.compute.emit import fit, kernel_of_all, needs
 from ebmvk.compute.ir import Batch, Call, Const, Load, Loop, Program, Reduce, Store, Tensor
+from ebmvk.compute.lowering import Launch
 from ebmvk.compute.share import LITTLE, MOST, PATIENCE, shared
 from ebmvk.engine.recording import Recorder
 
@@ -144,3 +145,17 @@ def test_parts_of_a_product_add_up_to_it(alpha: float, beta: float) -> None:
     assert (abs(found - exact) <= limit).all()
     again = compiled.run(dict(enumerate((a, b, c)[: len(views)]))).outputs[0]
     assert again.tobytes() == found.tobytes()
+
+
+def test_zeros_of_sums_by_index_are_a_loop() -> None:
+    """Rows that no index names are 0; sums of two whole numbers are exact."""
+    source, index, result = tensor(5, 3), tensor(5, dtype="int32"), tensor(4, 3)
+    program = Program(inputs=[source, index], outputs=[result.view()])
+    program.leaves = [source.view(), index.view()]
+    program.nodes = [Call("index_add", (source.view(), index.view()), (result.view(),))]
+    compiled = Compiled(Recorder(open_vulkan()), program, fed=(0, 1), fetched=[0], poison=True)
+    assert [type(step.node) for step in compiled.plan.steps] == [Loop, Call]
+    assert all(isinstance(part, Launch) for step in compiled.plan.steps for part in step.lowered.steps), "no fills"
+    rows = np.arange(15, dtype=np.float32).reshape(5, 3)
+    found = compiled.run({0: rows, 1: np.array([3, 0, 3, 1, 9], np.int32)}).outputs[0]
+    np.testing.assert_array_equal(found, [rows[1], rows[3], np.zeros(3), rows[0] + rows[2]])
