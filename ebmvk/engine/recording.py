@@ -58,7 +58,8 @@ def shipped(kernel: str, subgroup: bool = False) -> bytes:
     """
     native = extension()
     variant = native.Variant.subgroup if subgroup else native.Variant.portable
-    return native.module_of(kernel, variant, native.Storage.float32)
+    words: bytes = native.module_of(kernel, variant, native.Storage.float32)
+    return words
 
 
 @dataclass(frozen=True)
