@@ -35,7 +35,7 @@ ZEROED = ("zeroed", True)
 
 def zeroed(call: Call) -> tuple[Loop, Call] | None:
     """The call in two nodes, of which the first writes zeros: a loop can share a dispatch with
-    others. None if there are no sums."""
+    others. None if nothing is added up."""
     (out,) = call.outputs
     if 0 in out.shape or 0 in call.inputs[0].shape or ZEROED in call.constants:
         return None
