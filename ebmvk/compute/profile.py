@@ -14,7 +14,7 @@ from pathlib import PurePath
 
 from ebmvk.compute import expr
 from ebmvk.compute.compiled import Compiled
-from ebmvk.compute.ir import Batch, Call, Loop, Node, Reduce
+from ebmvk.compute.ir import Batch, Call, Finished, Loop, PlanNode, Reduce
 from ebmvk.compute.plan import Plan
 from ebmvk.compute.state import Array
 from ebmvk.errors import DeviceError
@@ -22,7 +22,7 @@ from ebmvk.errors import DeviceError
 ROUNDS = 3
 """Runs of the second recording that are measured, after one that isn't. The median counts."""
 
-PRODUCTS = ("matmul", "matmul_parts")
+PRODUCTS = ("matmul", "matmul_parts", "matmul with a loop")
 """Kinds of matrix products, with what is fused into them. If a product adds up its sums in parts,
 the parts are added in a loop, which isn't counted here."""
 _PLACE = re.compile(r"(?P<operation>\S+) at (?P<file>.+?):(?P<line>\d+): (?P<code>.*)", re.DOTALL)
@@ -117,10 +117,12 @@ def profile(program: Compiled, fed: Mapping[int, Array], rounds: int = ROUNDS) -
     return Profile(kernels, blocks(program.plan), nbytes, statistics.median(whole))
 
 
-def kind(node: Node | Batch) -> str:
+def kind(node: PlanNode) -> str:
     """What a node does, in few words."""
     if isinstance(node, Call):
         return node.name
+    if isinstance(node, Finished):
+        return "matmul with a loop"
     if isinstance(node, Batch):
         return "loops together"
     return "loop with sums" if _reduces(node) else "loop"

@@ -1,7 +1,8 @@
 """Nodes that share a dispatch: loops that don't need each other.
 
 Sums whose results are needed much later (gradients of biases, say) run beside other loops: a loop
-waits until a node needs its result, and others that wait then come along.
+waits until a node needs its result, and others that wait then come along. A loop that reads next to
+nothing waits from an earlier place on.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ from typing import TYPE_CHECKING
 
 from ebmvk.compute.donate import extent, reads, writes
 from ebmvk.compute.emit import Needs, fit, needs
-from ebmvk.compute.ir import Batch, Loop, Node
+from ebmvk.compute.ir import Batch, Loop, PlanNode
 
 if TYPE_CHECKING:
     from ebmvk.engine.recording import Limits
 
 PATIENCE = 24
 """Nodes for which a loop waits, at most: what it reads must be kept in memory until then."""
+LITTLE = 256
+"""Bytes of tensors; a loop that reads no more may run earlier than where it stands."""
 MOST = 8
 """Loops in a dispatch."""
 
 
 @dataclass(frozen=True)
-class _Touch:
+class Touch:
     """A part of a tensor that a node reads or writes: words from `begin` to `end`."""
 
     tensor: int
@@ -39,18 +42,17 @@ class _Waiting:
 
     loop: Loop
     needs: Needs
-    touched: tuple[_Touch, ...]
+    touched: tuple[Touch, ...]
     position: int
 
 
-def shared(nodes: Sequence[Node | Batch], limits: Limits) -> list[Node | Batch]:
+def shared(nodes: Sequence[PlanNode], limits: Limits) -> list[PlanNode]:
     """The nodes in an order with the same results, with batches of loops. It depends on the nodes
     and the limits only."""
     waiting: list[_Waiting] = []
-    result: list[Node | Batch] = []
-    for position, node in enumerate(nodes):
-        touched = tuple(_touches(node))
-        due = [own for own in waiting if position - own.position >= PATIENCE or _meet(own.touched, touched)]
+    result: list[PlanNode] = []
+    for position, (node, touched) in enumerate(_early(nodes)):
+        due = [own for own in waiting if position - own.position >= PATIENCE or meet(own.touched, touched)]
         result += _taken(due, waiting, limits)
         needed = needs(node, limits) if isinstance(node, Loop) else None
         if needed is not None and isinstance(node, Loop):
@@ -60,7 +62,26 @@ def shared(nodes: Sequence[Node | Batch], limits: Limits) -> list[Node | Batch]:
     return [*result, *_taken(list(waiting), waiting, limits)]
 
 
-def _taken(due: Sequence[_Waiting], waiting: list[_Waiting], limits: Limits) -> Iterator[Node | Batch]:
+def _early(nodes: Sequence[PlanNode]) -> list[tuple[PlanNode, tuple[Touch, ...]]]:
+    """The nodes, with loops that read little up to `PATIENCE` places earlier, and what each
+    touches."""
+    result: list[tuple[PlanNode, tuple[Touch, ...]]] = []
+    for node in nodes:
+        touched = tuple(touches(node))
+        place = len(result)
+        if _reads_little(node):
+            first = max(place - PATIENCE, 0)
+            while place > first and not _reads_little(result[place - 1][0]) and not meet(result[place - 1][1], touched):
+                place -= 1
+        result.insert(place, (node, touched))
+    return result
+
+
+def _reads_little(node: PlanNode) -> bool:
+    return isinstance(node, Loop) and sum(t.bytes for t in {view.tensor for view, _ in reads(node)}) <= LITTLE
+
+
+def _taken(due: Sequence[_Waiting], waiting: list[_Waiting], limits: Limits) -> Iterator[PlanNode]:
     """Loops that must run now, with others that fit. They no longer wait."""
     for first in due:
         if first not in waiting:
@@ -75,12 +96,13 @@ def _taken(due: Sequence[_Waiting], waiting: list[_Waiting], limits: Limits) -> 
         yield Batch(tuple(own.loop for own in together)) if len(together) > 1 else first.loop
 
 
-def _touches(node: Node | Batch) -> Iterator[_Touch]:
+def touches(node: PlanNode) -> Iterator[Touch]:
+    """What a node reads, then what it writes."""
     for view, written in [*((view, False) for view, _ in reads(node)), *((view, True) for view in writes(node))]:
-        yield _Touch(view.tensor.id, *extent(view), written)
+        yield Touch(view.tensor.id, *extent(view), written)
 
 
-def _meet(some: Sequence[_Touch], others: Sequence[_Touch]) -> bool:
+def meet(some: Sequence[Touch], others: Sequence[Touch]) -> bool:
     """True if one node writes what the other reads or writes."""
     return any(
         a.tensor == b.tensor and (a.written or b.written) and a.begin < b.end and b.begin < a.end
