@@ -28,7 +28,7 @@ SHAPE = Shape(5, 33, 9, 40)
 # candidates.
 LONG_SHAPES = [SHAPE, Shape(1, 2, 1, 1), Shape(13, 31, 8, 17), Shape(70, 65, 17, 129), Shape(2, 640, 64, 70)]
 WAIT = 900.0
-"""Seconds for an answer. llvmpipe compiles kernels at their first run, which may take long on a busy
+"""Seconds for an answer. llvmpipe compiles kernels at their first run, which takes long on a busy
 machine."""
 SHARDS = 16 * 40 * 4  # bytes of 16 rows of 40 floats
 
