@@ -183,7 +183,7 @@ def check(program: Program, settled: Settled) -> None:
             written.add(view.tensor)
     for position, view in enumerate(settled.outputs):
         _check_view(view, len(settled.nodes))
-        if view.tensor not in written and 0 not in view.shape:
+        if view.tensor not in written and 0 not in view.shape:  # nothing writes an empty result
             raise ValueError(f"no node writes result {position}")
     for view in program.leaves:
         _check_view(view, -1)
