@@ -112,6 +112,8 @@ def _simplified(name: str, args: Sequence[Expr], dtype: DType) -> Expr | None:
             return second
         if name == "div" and _is(second, 1):
             return first
+        if name == "mul" and dtype == "float32" and (_is(first, 0) or _is(second, 0)):
+            return _times_zero(*((second, first) if _is(first, 0) else (first, second)))
         if dtype == "int32":
             return _simplified_int(name, first, second)
         if dtype == "bool" and name in {"logical_and", "logical_or"}:
@@ -139,6 +141,15 @@ def _simplified_where(args: Sequence[Expr]) -> Expr | None:
     if isinstance(condition, Const):
         return yes if condition.value else no
     return yes if yes is no else None
+
+
+def _times_zero(x: Expr, zero: Expr) -> Expr:
+    """A product with a constant 0 or -0. It is NaN where x isn't finite, and some drivers make it
+    0 there."""
+    signed = op("copysign", const(0.0, "float32"), x)
+    if math.copysign(1.0, cast("Const", zero).value) < 0:
+        signed = op("neg", signed)
+    return where(op("isfinite", x), signed, const(math.nan, "float32"))
 
 
 def _simplified_int(name: str, first: Expr, second: Expr) -> Expr | None:

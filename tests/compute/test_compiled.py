@@ -288,3 +288,17 @@ def test_results_without_elements(recorder: Recorder) -> None:
     nothing, sums = Compiled(recorder, program).run({0: x.numpy()}).outputs.values()
     assert nothing.shape == (0, 3)
     np.testing.assert_array_equal(sums, np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_a_product_with_a_constant_zero_keeps_nan_and_signs(recorder: Recorder, zero: float) -> None:
+    """lavapipe's compiler makes any product with a constant 0 a 0."""
+    x = np.array([np.nan, np.inf, -np.inf, 3, -3, 0, -0.0, 1e-45], np.float32)
+    program = lower(graph_of(lambda x: [x * zero, zero * (x + 1)], [torch.from_numpy(x)]))
+    with np.errstate(invalid="ignore"):
+        wanted = x * np.float32(zero), np.float32(zero) * (x + 1)
+    for found in (Compiled(recorder, program).run({0: x}).outputs.values(), oracle.run(program, [x])):
+        for got, want in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(got, want)
+            real = ~np.isnan(want)
+            np.testing.assert_array_equal(np.signbit(got)[real], np.signbit(want)[real])
