@@ -34,7 +34,7 @@ class Target:
         return self.mu.shape[1]
 
     def terms(self, x: Tensor) -> Tensor:
-        """The log of each term of the sum, (n, K + 1), with the background last; float64 in torch."""
+        """The log of each term of the sum, (n, K + 1), the background last; float64 in torch."""
         log_terms = self.logw.double() + self.kappa.double() * (x.double() @ self.mu.double().T)
         return torch.cat((log_terms, log_terms.new_full((len(x), 1), self.log_background)), dim=1)
 

@@ -61,7 +61,7 @@ class Mixture:
         return sample_vmf(self.mu[choice.clamp_max(MODES - 1)], kappa, generator=g)
 
     def law(self, backend: Backend, n: int) -> tuple[LatentLaw, Tensor]:
-        """The latent law of n chains, and its points (MODES + 1, D); the last point is never used."""
+        """The latent law of n chains, and its points (MODES + 1, D); the last point is unused."""
         rows = torch.cat((self.mu, self.mu[:1]))
         log_p = self.p.log().expand(n, -1).contiguous()
         ids = torch.arange(MODES).expand(n, -1).contiguous()

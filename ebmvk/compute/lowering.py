@@ -1,4 +1,4 @@
-"""What a node becomes on the device: dispatches of generated kernels, or of kernels by name."""
+"""Turns a node into dispatches on the device, of generated kernels or of kernels by name."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Fresh = Callable[[tuple[int, ...], DType], Tensor]
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as `Recorder.module` takes it, or, if `spirv` is empty, a kernel of
-    shaders/kernels.toml by its name."""
+    """A generated kernel, as `Recorder.module` takes it. If `spirv` is empty, a kernel of
+    shaders/kernels.toml with this name."""
 
     name: str
     group: int
@@ -29,7 +29,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Launch:
-    """A dispatch. tensors: for each binding, bound as a whole."""
+    """A dispatch. tensors: one for each binding, bound as a whole."""
 
     kernel: Kernel
     tensors: tuple[Tensor, ...]
@@ -39,7 +39,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Blank:
-    """A fill of a part of a tensor with a word; offset and size are in bytes."""
+    """Fills a part of a tensor with a word; offset and size are in bytes."""
 
     tensor: Tensor
     offset: int
@@ -52,9 +52,9 @@ class Lowered:
     """A node's steps, and what they cost.
 
     Attributes:
-        scratch: tensors of these steps alone.
-        flops: floating-point operations.
-        nbytes: bytes read and written, as far as known.
+        scratch: tensors that only these steps use.
+        flops: the number of floating-point operations.
+        nbytes: the number of bytes read and written, as far as known.
     """
 
     steps: tuple[Launch | Blank, ...]
@@ -120,7 +120,7 @@ def _lower_call(call: Call, limits: Limits, fresh: Fresh, scratch: Sequence[Tens
 
 
 def loop_flops(loop: Loop) -> float:
-    """The number of operations of a loop: every function counts as one at every point."""
+    """The number of operations of a loop. Each function counts as one operation at each point."""
     values = expr.walk(*(store.value for store in loop.stores))
     return float(_count(loop.shape)) * max(1, sum(isinstance(value, Op | Reduce) for value in values))
 

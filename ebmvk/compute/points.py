@@ -1,4 +1,4 @@
-"""Kernels without reductions: every invocation computes one point, or several in turn."""
+"""Writes kernels without reductions: each invocation computes one point, or several in turn."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ebmvk.compute.values import Node
 def emit_points(
     module: Module, reading: Reading, group: int, groups: tuple[int, int, int], buffers: Sequence[int], number: int
 ) -> None:
-    """The body of a kernel over `reading.rows` points. With fewer invocations than points each
-    takes the points that are a whole number of all invocations apart. number: of the workgroup."""
+    """The body of a kernel over `reading.rows` points. If there are fewer invocations than points,
+    each computes every n-th point, with n invocations. number: the workgroup's number."""
     graph, points = reading.graph, reading.rows
     writer = Writer(module, graph, dict(enumerate(buffers)))
     symbol = graph.add(Node("symbol", (), "uint32", "p"))

@@ -14,7 +14,7 @@ from ebmvk.compute.values import Graph, Value
 
 @dataclass(frozen=True)
 class Target:
-    """A store as nodes. whole: it has a value at each reduced point too."""
+    """A store as nodes. whole: True if it also has a value at each reduced point."""
 
     binding: int
     dtype: DType
@@ -25,15 +25,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Reading:
-    """A loop's graph. Its symbols are "p", the flat index along the parallel axes, and "r", along
-    the reduced ones.
+    """A loop's graph. Its symbols are "p" and "r", the flat indices along the parallel and the
+    reduced axes.
 
     Attributes:
-        rows, length: number of parallel and of reduced points.
-        tensors: by binding; access: a letter for each: r, w or u (read and written).
-        across: True if neighbours in memory are neighbours along the parallel axes rather than
-            along the reduced ones.
-        loads: number of loads that change along the reduced axes.
+        rows, length: the number of parallel and of reduced points.
+        tensors: by binding. access: a letter for each tensor: r (read), w (written), u (both).
+        across: True if neighbours in memory are neighbours along the parallel axes, False if along
+            the reduced axes.
+        loads: the number of loads that change along the reduced axes.
     """
 
     graph: Graph
@@ -81,8 +81,8 @@ class _Reader:
         self.columns = dict(zip(distinct, columns, strict=True))
 
     def across(self) -> bool:
-        """Counts the loads that are contiguous along the last parallel axis and along the last
-        reduced one."""
+        """True if more loads are contiguous along the last parallel axis than along the last
+        reduced axis."""
         balance = 0
         for expression in self.expressions:
             if isinstance(expression, Load):
@@ -150,8 +150,8 @@ class _Reader:
 
 
 def read(loop: Loop) -> Reading:
-    """A loop's graph. Without a reduction all axes are parallel, if every store has a value at each
-    of their points."""
+    """A loop's graph. If the loop has no reductions, and every store has a value at each point, all
+    axes are parallel."""
     reader = _Reader(loop, loop.reduced)
     plain = not any(isinstance(e, Reduce) for e in reader.expressions)
     if loop.reduced and plain and all(len(store.view.shape) == len(loop.shape) for store in loop.stores):

@@ -1,7 +1,7 @@
-"""Nodes that share a dispatch: loops that don't need each other.
+"""Puts independent loops into one dispatch.
 
-Sums whose results are needed much later (gradients of biases, say) run beside other loops: a loop
-waits until a node needs its result, and others that wait then come along.
+Sums whose results are needed much later, such as gradients of biases, can run beside other loops.
+So a loop waits until a node needs its result, and then runs together with other waiting loops.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from ebmvk.engine.recording import Limits
 
 PATIENCE = 24
-"""Nodes for which a loop waits, at most: what it reads must be kept in memory until then."""
+"""A loop waits for at most this many nodes. Its inputs must stay in memory until it runs."""
 MOST = 8
-"""Loops in a dispatch."""
+"""The most loops in a dispatch."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class _Touch:
 
 @dataclass(frozen=True, eq=False)
 class _Waiting:
-    """A loop that could run since the node of this position."""
+    """A loop that waits since the node at this position, where it could have run."""
 
     loop: Loop
     needs: Needs
@@ -44,8 +44,8 @@ class _Waiting:
 
 
 def shared(nodes: Sequence[Node | Batch], limits: Limits) -> list[Node | Batch]:
-    """The nodes in an order with the same results, with batches of loops. It depends on the nodes
-    and the limits only."""
+    """The nodes in an order that gives the same results, with loops put into batches. The order
+    depends only on the nodes and the limits."""
     waiting: list[_Waiting] = []
     result: list[Node | Batch] = []
     for position, node in enumerate(nodes):
@@ -61,7 +61,7 @@ def shared(nodes: Sequence[Node | Batch], limits: Limits) -> list[Node | Batch]:
 
 
 def _taken(due: Sequence[_Waiting], waiting: list[_Waiting], limits: Limits) -> Iterator[Node | Batch]:
-    """Loops that must run now, with others that fit. They no longer wait."""
+    """Takes the loops that must run now, and others that fit beside them, out of `waiting`."""
     for first in due:
         if first not in waiting:
             continue

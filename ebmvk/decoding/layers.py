@@ -42,7 +42,7 @@ def token_layers(
 
 
 def _there(config: Config, device: Device, asked: str) -> tuple[Vulkan | None, str | None]:
-    """The Vulkan device that layers run on, and None. Otherwise None, and a reason if there is one."""
+    """(the Vulkan device that layers run on, None), or (None, the reason, if there is one)."""
     if not isinstance(device.backend, Vulkan):
         return None, None
     why = why_read_on_host(config, asked)

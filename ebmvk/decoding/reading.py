@@ -33,7 +33,7 @@ class Reading:
         self._lengths = [0] * len(self.texts)
 
     def _visible(self, ids: list[int]) -> list[int]:
-        """The part of a text to read: all of it, or an end that leaves a quarter of the reach free."""
+        """The part of a text to read: all, or an end that leaves a quarter of the reach free."""
         reach = self.reach
         return ids if reach is None or len(ids) < reach else ids[-max(1, reach - reach // 4) :]
 
