@@ -1,4 +1,4 @@
-"""Capture: what it refuses, what it keeps, and that its graphs don't depend on the process."""
+"""Tests capture: the steps that it refuses, and its graphs, which don't depend on the process."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_step_that_is_not_pure_disagrees_with_its_graph():
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_cached_constants_neither_enter_a_graph_nor_stay_behind(frozen):
-    """Nor those of functions that garbage collections no longer look at."""
+    """This includes constants of functions that the garbage collector skips (gc.freeze)."""
 
     @functools.lru_cache
     def table(n):
@@ -111,7 +111,7 @@ class Square(torch.autograd.Function):
 
 @pytest.mark.parametrize("twice", [False, True])
 def test_operations_of_gradients_name_the_line_whose_gradient_they_are(twice):
-    """Also those of autograd functions, and those of a gradient of a gradient."""
+    """So do operations of autograd functions, and operations of a gradient of a gradient."""
 
     def step(w, x):
         w = w.detach().requires_grad_()
@@ -137,8 +137,8 @@ def test_operations_of_gradients_name_the_line_whose_gradient_they_are(twice):
 
 
 def test_a_process_that_has_traced_can_fork_and_train():
-    """In a fresh process, as autograd decides at its first pass. It failed with builds of torch
-    for CUDA."""
+    """This needs a fresh process, because autograd starts its threads at its first pass. It once
+    failed with builds of torch for CUDA."""
     program = (
         "import os, torch; from ebmvk.compute.capture import capture\n"
         "def step(w):\n"

@@ -1,4 +1,4 @@
-"""Loops that don't need each other share a dispatch; each gives the bits that it gives alone."""
+"""Tests that independent loops share a dispatch, and that each gives the same bits as alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rows(source: Tensor, count: int, length: int, *, columns: bool = False) -> t
 
 
 def some_loops(rng: np.random.Generator) -> tuple[list[Tensor], list[Loop]]:
-    """Loops of all kinds, and what they read."""
+    """Loops of all kinds, and the tensors that they read."""
     sources, loops = [], []
     for kind in rng.permutation(["rows", "columns", "points", "one"]):
         count, length = (int(size) for size in rng.integers(1, 70, 2))
@@ -53,7 +53,7 @@ def test_loops_in_one_dispatch_give_the_bits_of_each_alone(device: Numpy, seed: 
         if fit([part for part in wanted if part is not None], device.limits):
             together.append(number)
     chosen = [loops[number] for number in together]
-    assert len(chosen) > 1, "points fit with anything"
+    assert len(chosen) > 1, "a loop without reductions fits with any other loop"
     kernel = kernel_of_all(chosen, device.limits)
     validate(kernel.spirv, tmp_path)
     results = {store.view.tensor for loop in chosen for store in loop.stores}
@@ -112,7 +112,7 @@ def test_what_a_loop_reads_is_not_overwritten_before_it_runs() -> None:
 
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.0), (0.5, 2.0)])
 def test_parts_of_a_product_add_up_to_it(alpha: float, beta: float) -> None:
-    """Within 4 sqrt(k) roundings of the sum of sizes, as for all products."""
+    """The error is at most 4 sqrt(k) roundings of the sum of sizes, as for all products."""
     rng = np.random.default_rng(3)
     a, b, c = (rng.standard_normal(shape).astype(np.float32) for shape in ((40, 1000), (1000, 24), (24,)))
     tensors = [tensor(*x.shape) for x in (a, b, c)]
