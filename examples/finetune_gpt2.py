@@ -1,10 +1,10 @@
-"""Fine-tune GPT-2 on a text of yours, on any Vulkan device.
+"""Fine-tune GPT-2 on your own text, on any Vulkan device.
 
     python examples/finetune_gpt2.py gpt2 text.txt tuned --device vulkan --steps 100
 
-`gpt2` is a folder with the weights and the tokenizer, as transformers saves them. `tuned` becomes
-such a folder, too. The model is transformers' own; `ebmvk.compile_step` makes a program of the
-training step. With --device cpu torch runs the step itself.
+`gpt2` is a folder with the weights and the tokenizer, as transformers saves them. The result
+is saved in `tuned`, in the same form. The model is that of transformers; `ebmvk.compile_step`
+compiles the training step. With --device cpu torch runs the step itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 def step_of(model: torch.nn.Module):
-    """A training step by Adam, with the whole gradient cut to a norm of 1."""
+    """A training step by Adam, with the norm of the whole gradient clipped to 1."""
 
     def step(parameters, state, batch, scalars):
         leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
@@ -59,7 +59,7 @@ def batch_of(tokens: torch.Tensor, size: int, length: int, chance: torch.Generat
 
 
 def main(arguments: list[str] | None = None) -> list[float]:
-    """Trains and saves. Returns the loss of each step, in nats for each token."""
+    """Trains and saves. Returns the loss of each step, in nats per token."""
     parser = argparse.ArgumentParser(description="Fine-tune GPT-2 on a text, on a Vulkan device.")
     parser.add_argument("weights", type=Path, help="a folder with GPT-2's weights and tokenizer")
     parser.add_argument("text", type=Path, help="a text file, UTF-8")

@@ -3,8 +3,8 @@
     python examples/nanogpt.py --device vulkan --steps 200
 
 The text is the documentation that comes with Python, and its characters are the tokens. The model
-and the training step are torch code that knows nothing of Vulkan; `ebmvk.compile_step` makes a
-program of the step. With --device cpu torch runs the step itself.
+and the training step are torch code that knows nothing of Vulkan; `ebmvk.compile_step` compiles
+the step. With --device cpu torch runs the step itself.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
     parser.add_argument("--steps", type=int, default=200, help="(default: %(default)s)")
     parser.add_argument("--batch", type=int, default=12, help="windows in a step (default: %(default)s)")
     parser.add_argument("--length", type=int, default=64, help="characters in a window (default: %(default)s)")
-    parser.add_argument("--width", type=int, default=128, help="of the model (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=128, help="width of the model (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=4, help="(default: %(default)s)")
     parser.add_argument("--heads", type=int, default=4, help="(default: %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="the largest learning rate (default: %(default)s)")

@@ -3,7 +3,8 @@
 A step is a pure function of tensors. It is refused if its graph would be wrong for another batch:
 if it reads values (`.item()`, `.tolist()`, `.numpy()`, `float()`), gets numbers in place of
 tensors, ignores an argument, or uses a parameter that isn't passed to it. Each new graph is run on
-two other batches, with other weights and scalars, and must agree with the step itself.
+two other batches (one, if the graph is large), with other weights and scalars, and must agree with
+the step itself.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ebmvk.compute import decompose, narrow
+from ebmvk.compute import decompose, narrow, replay
 from ebmvk.compute.functional import AliasedError, Make, functional
 from ebmvk.compute.graphs import lazily
 from ebmvk.compute.origins import Gradients, Lines, origin_of, user_line
@@ -64,8 +65,8 @@ def capture(
         step: a pure function; it gets the examples one by one, without gradients of their own.
         names: names of the arguments, for messages.
         donated: position of a result -> position of the argument that it replaces.
-        others: sets of arguments on which the graph must agree with the step. The default is two
-            sets made from the examples. An empty list skips this check.
+        others: sets of arguments on which the graph must agree with the step. The default is made
+            from the examples: see replay.others. An empty list skips this check.
         spare: this many of the first arguments may be unused.
 
     Raises:
@@ -123,7 +124,7 @@ def finished(
     """The second half of `capture`."""
     with lazily():
         graph = _narrowed(_functional(first.graph, first.examples))
-    for arguments in variations(first.examples) if others is None else others:
+    for arguments in replay.others(first.graph, first.examples) if others is None else others:
         agree(first.step, [(first.graph, SAME), (graph, OTHER_FORMULAS)], arguments, first.names)
     return Captured(graph, first.names, dict(donated or {}), graph_key(graph))
 

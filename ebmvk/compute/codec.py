@@ -25,8 +25,8 @@ CLASSES: dict[str, type] = {
     found.__name__: found
     for found in (
         ir.Tensor, ir.View, ir.Load, ir.LoadAt, ir.Const, ir.Axis, ir.Op, ir.Reduce, ir.Store, ir.Loop, ir.Call,
-        ir.Batch, ir.Program, lowering.Kernel, lowering.Launch, lowering.Blank, lowering.Lowered, donate.Settled,
-        plan.Place, plan.Step, plan.Plan,
+        ir.Batch, ir.Finished, ir.Program, lowering.Kernel, lowering.Launch, lowering.Blank, lowering.Lowered,
+        donate.Settled, plan.Place, plan.Step, plan.Plan,
     )
 }  # fmt: skip
 MAGIC = b"ebmvk program 1\n"

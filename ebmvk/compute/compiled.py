@@ -254,7 +254,7 @@ class Compiled:
         if not kernel.spirv:
             return self.recorder.kernel(kernel.name, kernel.group, kernel.constants)
         return self.recorder.module(
-            kernel.spirv, kernel.access, kernel.push_words, kernel.group, kernel.constants, name=kernel.name
+            kernel.spirv, kernel.access, kernel.push_words, kernel.group, kernel.constants, kernel.subgroup, kernel.name
         )
 
     def _write_constants(self) -> None:

@@ -11,7 +11,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ebmvk.compute import expr
-from ebmvk.compute.ir import Batch, Call, Expr, Load, LoadAt, Loop, Node, Program, Store, Tensor, View
+from ebmvk.compute.ir import (
+    Batch,
+    Call,
+    Expr,
+    Finished,
+    Load,
+    LoadAt,
+    Loop,
+    Node,
+    PlanNode,
+    Program,
+    Store,
+    Tensor,
+    View,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +41,7 @@ class Settled:
         in_place: positions of the results that don't need a copy.
     """
 
-    nodes: list[Node | Batch]
+    nodes: list[PlanNode]
     outputs: list[View]
     copies: list[tuple[View, View]]
     in_place: frozenset[int]
@@ -40,7 +54,7 @@ def settle(program: Program) -> Settled:
     """
     _check_donated(program)
     renamed = {old.id: new for old, new in _unions(program)}
-    nodes: list[Node | Batch] = [_renamed_node(node, renamed) for node in program.nodes]
+    nodes: list[PlanNode] = [_renamed_node(node, renamed) for node in program.nodes]
     outputs = [_renamed(view, renamed) for view in program.outputs]
     targets = {position: program.leaves[leaf] for position, leaf in program.donated.items()}
     in_place = frozenset(position for position, target in targets.items() if same_place(outputs[position], target))
@@ -76,12 +90,16 @@ def overlap(a: View, b: View) -> bool:
     return a.tensor == b.tensor and begin < last and first < end
 
 
-def reads(node: Node | Batch) -> Iterator[tuple[View, bool]]:
+def reads(node: PlanNode) -> Iterator[tuple[View, bool]]:
     """The views that a node reads, each with True if a point of the loop reads only its own
     element."""
     if isinstance(node, Batch):
         for loop in node.loops:
             yield from reads(loop)
+        return
+    if isinstance(node, Finished):
+        yield from reads(node.call)
+        yield from ((view, False) for view, _ in reads(node.loop) if view != node.call.outputs[0])
         return
     if isinstance(node, Call):
         yield from ((view, False) for view in node.inputs)
@@ -90,9 +108,11 @@ def reads(node: Node | Batch) -> Iterator[tuple[View, bool]]:
         yield part.view, isinstance(part, Load) and not node.reduced
 
 
-def writes(node: Node | Batch) -> tuple[View, ...]:
+def writes(node: PlanNode) -> tuple[View, ...]:
     if isinstance(node, Batch):
         return tuple(view for loop in node.loops for view in writes(loop))
+    if isinstance(node, Finished):
+        return writes(node.loop)
     return node.outputs if isinstance(node, Call) else tuple(store.view for store in node.stores)
 
 

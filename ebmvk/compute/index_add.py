@@ -7,10 +7,12 @@ up in parts, so that one frequent index costs no more than many rare ones.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ebmvk.compute import expr
 from ebmvk.compute.dispatches import Dispatch, Fill, Fresh, Planned, packed
-from ebmvk.compute.ir import WORD, Call
+from ebmvk.compute.ir import WORD, Call, Loop, Store
 from ebmvk.compute.row_kernels import sort
 
 if TYPE_CHECKING:
@@ -27,11 +29,25 @@ WHOLE = 2048  # with at most this many rows, one invocation may add up all of th
 EACH = 64  # places in a part
 
 
+ZEROED = ("zeroed", True)
+"""The constant of a call whose output is 0 before."""
+
+
+def zeroed(call: Call) -> tuple[Loop, Call] | None:
+    """The call in two nodes, of which the first writes zeros: a loop can share a dispatch with
+    others. None if nothing is added up."""
+    (out,) = call.outputs
+    if 0 in out.shape or 0 in call.inputs[0].shape or ZEROED in call.constants:
+        return None
+    zeros = Loop(out.shape, 0, (Store(out, expr.const(0.0, "float32")),))
+    return zeros, replace(call, constants=(*call.constants, ZEROED))
+
+
 def index_add(call: Call, limits: Limits, fresh: Fresh) -> Planned:
     """The sum of the rows with each index, added in the order of the rows.
 
     Inputs: source (n, d) float32 and index (n,) int32. Output: (N, d), dense. Rows that no index
-    names are 0; rows whose index is below 0, or N or more, are left out.
+    names are 0; rows whose index is below 0, or N or more, are left out. Constants: see ZEROED.
     """
     source, index = call.inputs
     out = call.outputs[0]
@@ -63,11 +79,12 @@ def index_add(call: Call, limits: Limits, fresh: Fresh) -> Planned:
         float(count * width),
         WORD * (2 * count * width + 2 * count),
     )
+    first = () if ZEROED in call.constants else (zero,)
     if not each:
-        return Planned((zero, *steps, runs))
+        return Planned((*first, *steps, runs))
     push = packed(PUSH["add_parts"], numbers)
     parts = Dispatch("add_parts", group, (), (keys, partial, out.tensor), push, groups, 0.0, WORD * chunks * width)
-    return Planned((zero, *steps, runs, parts))
+    return Planned((*first, *steps, runs, parts))
 
 
 def _width_of_group(width: int, limits: Limits) -> int:

@@ -199,6 +199,22 @@ class Batch:
     loops: tuple[Loop, ...]
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A product and a loop over its results, in one dispatch: the loop runs where the product would
+    store. Only plans have them.
+
+    loop: of the shape of the call's result, without reductions. Loads of the view that the call
+    fills are the product itself; it is stored only if the loop does that.
+    """
+
+    call: Call
+    loop: Loop
+
+
+PlanNode = Loop | Call | Batch | Finished
+
+
 @dataclass
 class Program:
     """Nodes in order. Tensors that are neither inputs nor constants live in the arena.

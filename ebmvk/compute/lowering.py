@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ebmvk.compute import expr
 from ebmvk.compute.donate import reads, writes
-from ebmvk.compute.ir import WORD, Batch, Call, DType, Loop, Node, Op, Reduce, Tensor, View
+from ebmvk.compute.ir import WORD, Batch, Call, DType, Finished, Loop, Node, Op, PlanNode, Reduce, Tensor, View
 from ebmvk.engine.recording import Limits
 
 Fresh = Callable[[tuple[int, ...], DType], Tensor]
@@ -17,7 +17,7 @@ Fresh = Callable[[tuple[int, ...], DType], Tensor]
 @dataclass(frozen=True)
 class Kernel:
     """A generated kernel, as `Recorder.module` takes it. If `spirv` is empty, a kernel of
-    shaders/kernels.toml with this name."""
+    shaders/kernels.toml with this name. subgroup: True if its workgroups are full subgroups."""
 
     name: str
     group: int
@@ -25,6 +25,7 @@ class Kernel:
     spirv: bytes = b""
     access: str = ""
     push_words: int = 0
+    subgroup: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ class Lowered:
     nbytes: float
 
 
-Lower = Callable[[Node | Batch, Limits, Fresh], Lowered]
+Lower = Callable[[PlanNode, Limits, Fresh], Lowered]
 
 
-def lower(node: Node | Batch, limits: Limits, fresh: Fresh) -> Lowered:
+def lower(node: PlanNode, limits: Limits, fresh: Fresh) -> Lowered:
     """A node's steps, by `emit.kernels_of` or the table `kernels.KERNELS`."""
     scratch: list[Tensor] = []
 
@@ -76,6 +77,8 @@ def lower(node: Node | Batch, limits: Limits, fresh: Fresh) -> Lowered:
 
     if isinstance(node, Batch):
         return _lower_batch(node, limits)
+    if isinstance(node, Finished):
+        return _lower_finished(node, limits)
     return (
         _lower_call(node, limits, make, scratch) if isinstance(node, Call) else _lower_loop(node, limits, make, scratch)
     )
@@ -106,6 +109,18 @@ def _lower_batch(batch: Batch, limits: Limits) -> Lowered:
     return Lowered((launch,), (), sum(map(loop_flops, batch.loops)), sum(map(node_bytes, batch.loops)))
 
 
+def _lower_finished(node: Finished, limits: Limits) -> Lowered:
+    from ebmvk.compute.finish import LANES, kernel_of
+
+    step, made = kernel_of(node, limits)
+    name = f"{step.kernel} and a loop over {'x'.join(map(str, node.loop.shape))}"
+    kernel = Kernel(
+        name, made.group, step.constants, made.spirv, made.access, len(made.push) // WORD, step.kernel in LANES
+    )
+    launch = Launch(kernel, made.tensors, made.push, made.groups)
+    return Lowered((launch,), (), step.flops + loop_flops(node.loop), finished_bytes(node))
+
+
 def _lower_call(call: Call, limits: Limits, fresh: Fresh, scratch: Sequence[Tensor]) -> Lowered:
     from ebmvk.compute.kernels import KERNELS, Dispatch
 
@@ -129,6 +144,13 @@ def node_bytes(node: Node) -> float:
     """The bytes that a node must read and write at least, if it reads each element once."""
     read = {view: _distinct(view) for view, _ in reads(node)}
     return float(WORD * (sum(read.values()) + sum(_distinct(view) for view in writes(node))))
+
+
+def finished_bytes(node: Finished) -> float:
+    """As `node_bytes`, without the product itself where it isn't stored."""
+    (product,) = node.call.outputs
+    loaded = sum(_distinct(view) for view in {view for view, _ in reads(node.loop)} - {product})
+    return node_bytes(node.call) - WORD * _distinct(product) + WORD * (loaded + sum(map(_distinct, writes(node))))
 
 
 def _distinct(view: View) -> int:

@@ -23,11 +23,13 @@ from ebmvk.compute.ir import (
     Const,
     DType,
     Expr,
+    Finished,
     Load,
     LoadAt,
     Loop,
     Node,
     Op,
+    PlanNode,
     Program,
     Reduce,
     Tensor,
@@ -100,20 +102,24 @@ def empty(tensor: Tensor, floats: type[np.floating[Any]]) -> Array:
     return made
 
 
-def written(node: Node | Batch) -> list[View]:
+def written(node: PlanNode) -> list[View]:
     """The views that a node fills."""
     return list(writes(node))
 
 
-def read(node: Node | Batch) -> list[View]:
+def read(node: PlanNode) -> list[View]:
     """The views that a node reads."""
     return [view for view, _ in reads(node)]
 
 
-def run_node(node: Node | Batch, values: Values, floats: type[np.floating[Any]]) -> None:
+def run_node(node: PlanNode, values: Values, floats: type[np.floating[Any]]) -> None:
     if isinstance(node, Batch):
         for loop in node.loops:
             run_node(loop, values, floats)
+        return
+    if isinstance(node, Finished):
+        run_node(node.call, values, floats)
+        run_node(node.loop, values, floats)
         return
     for view in written(node):
         if view.tensor.id not in values:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ebmvk.compute.donate import Settled, extent, reads, settle, writes
-from ebmvk.compute.ir import Batch, Call, DType, Node, Program, Tensor, View
+from ebmvk.compute.finish import finished
+from ebmvk.compute.index_add import zeroed
+from ebmvk.compute.ir import Call, DType, PlanNode, Program, Tensor, View
 from ebmvk.compute.lowering import Fresh, Launch, Lower, Lowered, lower
 from ebmvk.compute.matmul import parted
 from ebmvk.compute.share import shared
@@ -47,7 +49,7 @@ class Place:
 class Step:
     """A node with its dispatches. seconds: its time on a slow device of this kind."""
 
-    node: Node | Batch
+    node: PlanNode
     lowered: Lowered
     seconds: float
 
@@ -137,6 +139,7 @@ def make_plan(
     check(program, settled)
     fresh = _fresh(program, settled)
     nodes = [part for node in settled.nodes for part in _parted(node, limits, fresh)]
+    nodes = finished(nodes, _kept(program, settled), limits)
     settled = replace(settled, nodes=shared(nodes, limits))
     steps = _lowered(settled, limits, lower, fresh)
     lives = _lives(settled, steps, fetched, own=set(program.inputs) | set(program.constants))
@@ -181,7 +184,7 @@ def check(program: Program, settled: Settled) -> None:
             written.add(view.tensor)
     for position, view in enumerate(settled.outputs):
         _check_view(view, len(settled.nodes))
-        if view.tensor not in written and 0 not in view.shape:
+        if view.tensor not in written and 0 not in view.shape:  # nothing writes an empty result
             raise ValueError(f"no node writes result {position}")
     for view in program.leaves:
         _check_view(view, -1)
@@ -195,11 +198,19 @@ def _check_view(view: View, number: int) -> None:
         raise ValueError(f"node {number} uses elements {begin} to {end} of tensor {view.tensor.id} {view.tensor.shape}")
 
 
-def _parted(node: Node | Batch, limits: Limits, fresh: Fresh) -> Sequence[Node | Batch]:
+def _parted(node: PlanNode, limits: Limits, fresh: Fresh) -> Sequence[PlanNode]:
     """A node, or those that take its place."""
     if isinstance(node, Call) and node.name == "matmul":
         return parted(node, limits, fresh) or (node,)
+    if isinstance(node, Call) and node.name == "index_add":
+        return zeroed(node) or (node,)
     return (node,)
+
+
+def _kept(program: Program, settled: Settled) -> set[int]:
+    """Tensors that are needed after the nodes, by id."""
+    views = (*settled.outputs, *(source for source, _ in settled.copies))
+    return {tensor.id for tensor in (*program.inputs, *program.constants)} | {view.tensor.id for view in views}
 
 
 def _fresh(program: Program, settled: Settled) -> Fresh:

@@ -14,18 +14,20 @@ def emit_points(
     module: Module, reading: Reading, group: int, groups: tuple[int, int, int], buffers: Sequence[int], number: int
 ) -> None:
     """The body of a kernel over `reading.rows` points. If there are fewer invocations than points,
-    each computes every n-th point, with n invocations. number: the workgroup's number."""
-    graph, points = reading.graph, reading.rows
-    writer = Writer(module, graph, dict(enumerate(buffers)))
-    symbol = graph.add(Node("symbol", (), "uint32", "p"))
-    numbers = graph.closure([n for target in reading.targets for n in (target.index, target.value)])
+    each computes every n-th point, with n invocations. number: the workgroup's number.
+
+    Nodes that are the same at all points are computed before conditions and loops. There a driver
+    can load once for all invocations; inside it would have to load again for each point.
+    """
+    points = reading.rows
+    writer = Writer(module, reading.graph, dict(enumerate(buffers)))
+    symbol = reading.graph.add(Node("symbol", (), "uint32", "p"))
+    same: Known = {}
+    writer.write(_without(reading, symbol), same, {})
     uint = module.type("uint32")
 
     def point(index: int) -> None:
-        known: Known = {symbol: index}
-        writer.write(numbers, known, {})
-        for target in reading.targets:
-            writer.store(target.binding, target.dtype, known[target.index], known[target.value])
+        write_point(writer, reading, {symbol: index}, same)
 
     def body(index: int, _: list[int]) -> list[int]:
         point(index)
@@ -41,3 +43,28 @@ def emit_points(
             point(index)
     else:
         module.loop(index, module.uint(points), module.uint(total), [], body)
+
+
+def write_point(writer: Writer, reading: Reading, known: Known, outer: Known) -> None:
+    """Computes all values of a point, then stores them: a store may go to an element that was
+    loaded. known: the results of the graph's symbols; outer: those of nodes written before."""
+    writer.write(_needed(reading), known, outer)
+    for target in reading.targets:
+        index, value = (known[n] if n in known else outer[n] for n in (target.index, target.value))
+        writer.store(target.binding, target.dtype, index, value)
+
+
+def _needed(reading: Reading) -> list[int]:
+    return reading.graph.closure([n for target in reading.targets for n in (target.index, target.value)])
+
+
+def _without(reading: Reading, symbol: int) -> list[int]:
+    """The nodes that don't depend on a symbol."""
+    depends = {symbol}
+    nodes = reading.graph.nodes
+    numbers = _needed(reading)
+    depends.update(n for n in numbers if nodes[n].op == "symbol")
+    for number in numbers:
+        if depends.intersection(nodes[number].args):
+            depends.add(number)
+    return [number for number in numbers if number not in depends]

@@ -200,11 +200,17 @@ def _scattered(low: Lowering, source: View, rows: View, count: int, accumulate: 
 @primitive("scatter.src", "scatter.value", "scatter_add.default",
            limits="of several values for one place, the last counts; work: both lengths multiplied")  # fmt: skip
 def scatter(low: Lowering, x: View, dim: int, index: View, source: Value) -> View:
-    if not x.shape:
-        return low.pointwise(lambda a: a, source) if not low.name.startswith("scatter_add") else low.pointwise(
-            lambda a, b: expr.op("add", a, b), x, source)  # fmt: skip
+    if not x.shape:  # like one axis of one element, for the index and the source too
+        x, index = low.reshaped(x, (1,)), _row(low, index)
+        source = _row(low, source) if isinstance(source, View) else source
+        made = _scatter(low, x, 0, index, source, adds=low.name.startswith("scatter_add"))
+        return low.reshaped(made, ())
     dim %= len(x.shape)
     return _scatter(low, x, dim, index, source, adds=low.name.startswith("scatter_add"))
+
+
+def _row(low: Lowering, view: View) -> View:
+    return view if view.shape else low.reshaped(view, (1,))
 
 
 def _scatter(low: Lowering, x: View, dim: int, index: View, source: Value, *, adds: bool) -> View:

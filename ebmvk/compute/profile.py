@@ -14,7 +14,7 @@ from pathlib import PurePath
 
 from ebmvk.compute import expr
 from ebmvk.compute.compiled import Compiled
-from ebmvk.compute.ir import Batch, Call, Loop, Node, Reduce
+from ebmvk.compute.ir import Batch, Call, Finished, Loop, PlanNode, Reduce
 from ebmvk.compute.plan import Plan
 from ebmvk.compute.state import Array
 from ebmvk.errors import DeviceError
@@ -23,7 +23,7 @@ ROUNDS = 3
 """The number of measured runs of the second recording, after one run that isn't measured. The
 median is reported."""
 
-PRODUCTS = ("matmul", "matmul_parts")
+PRODUCTS = ("matmul", "matmul_parts", "matmul with a loop")
 """Kinds of kernels that count as matrix products, with the operations fused into them. A loop that
 adds up the parts of a product's sums doesn't count as one."""
 _PLACE = re.compile(r"(?P<operation>\S+) at (?P<file>.+?):(?P<line>\d+): (?P<code>.*)", re.DOTALL)
@@ -120,10 +120,12 @@ def profile(program: Compiled, fed: Mapping[int, Array], rounds: int = ROUNDS) -
     return Profile(kernels, blocks(program.plan), nbytes, statistics.median(whole))
 
 
-def kind(node: Node | Batch) -> str:
+def kind(node: PlanNode) -> str:
     """What a node does, in few words."""
     if isinstance(node, Call):
         return node.name
+    if isinstance(node, Finished):
+        return "matmul with a loop"
     if isinstance(node, Batch):
         return "loops together"
     return "loop with sums" if _reduces(node) else "loop"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from ebmvk.compute.expr import children, walk
 from ebmvk.compute.ir import Axis, Const, DType, Expr, Load, LoadAt, Loop, Reduce, Tensor, View
@@ -47,8 +48,9 @@ class Reading:
 
 
 class _Reader:
-    def __init__(self, loop: Loop, reduced: int) -> None:
+    def __init__(self, loop: Loop, reduced: int, given: View | None = None) -> None:
         self.loop = loop
+        self.given = given
         self.graph = Graph()
         self.parallel = len(loop.shape) - reduced
         self.expressions = list(walk(*(store.value for store in loop.stores)))
@@ -63,14 +65,17 @@ class _Reader:
     def _unit(self, axis: int) -> Strides:
         return tuple(int(a == axis) for a in range(len(self.loop.shape)))
 
+    def _is_load(self, expression: Expr) -> TypeGuard[Load]:
+        return isinstance(expression, Load) and expression.view != self.given
+
     def _arrange(self) -> None:
         """Chooses the order of the parallel axes and merges axes for all views at once."""
         shape, parallel = self.loop.shape, self.parallel
         key = max((self._strides(store.view) for store in self.loop.stores), key=lambda s: sum(map(bool, s)))
-        self.order = order(shape[:parallel], key[:parallel])
+        self.order = list(range(parallel)) if self.given else order(shape[:parallel], key[:parallel])
         vectors = [self._strides(store.view) for store in self.loop.stores]
         for expression in self.expressions:
-            if isinstance(expression, Load):
+            if self._is_load(expression):
                 vectors.append(self._strides(expression.view))
             elif isinstance(expression, Axis):
                 vectors.append(self._unit(expression.axis))
@@ -85,7 +90,7 @@ class _Reader:
         reduced axis."""
         balance = 0
         for expression in self.expressions:
-            if isinstance(expression, Load):
+            if self._is_load(expression):
                 vector = self._strides(expression.view)
                 row, column = self.rows[vector], self.columns[vector]
                 if column and any(column):
@@ -125,6 +130,8 @@ class _Reader:
 
     def _value(self, expression: Expr, arguments: list[Value]) -> Value:
         if isinstance(expression, Load):
+            if expression.view == self.given:
+                return self.graph.symbol("v", expression.dtype)
             return self._load(expression.view, self._place(self._strides(expression.view), expression.view.offset))
         if isinstance(expression, LoadAt):
             return self._load(expression.view, self._gather(expression.view, arguments))
@@ -149,10 +156,13 @@ class _Reader:
         return place + view.offset if view.offset else place
 
 
-def read(loop: Loop) -> Reading:
+def read(loop: Loop, given: View | None = None) -> Reading:
     """A loop's graph. If the loop has no reductions, and every store has a value at each point, all
-    axes are parallel."""
-    reader = _Reader(loop, loop.reduced)
+    axes are parallel.
+
+    given: a view whose loads become the symbol "v"; then "p" counts the points in row-major order.
+    """
+    reader = _Reader(loop, loop.reduced, given)
     plain = not any(isinstance(e, Reduce) for e in reader.expressions)
     if loop.reduced and plain and all(len(store.view.shape) == len(loop.shape) for store in loop.stores):
         reader = _Reader(loop, 0)

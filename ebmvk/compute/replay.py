@@ -35,6 +35,20 @@ def _varied(example: torch.Tensor, seed: int) -> torch.Tensor:
     return value.reshape(-1)[order].reshape(value.shape)
 
 
+LARGE = 2**28
+"""Elements of all results of a graph. From here on one other batch is enough: each takes as long
+as three steps in torch on the host. The second batch finds only numbers that are equal in the trace
+and in the run after it, but differ later. They come from the step's Python code, so a small run of
+the same code finds them."""
+
+
+def others(graph: fx.GraphModule, examples: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """The arguments on which a graph must agree with its step: two sets, or one if it is large."""
+    results = (node.meta.get("val") for node in graph.graph.nodes)
+    elements = sum(value.numel() for value in results if isinstance(value, torch.Tensor))
+    return variations(examples, 2 if elements < LARGE else 1)
+
+
 SAME, OTHER_FORMULAS = 3e-6, 2e-3
 """The first graph runs the step's own operations, so only the order of sums may differ. The second
 graph uses other formulas for some operations."""

@@ -274,7 +274,8 @@ def reshaped_loop(loop: Loop, parallel: tuple[int, ...], reduced: tuple[int, ...
         narrow = True
     else:
         return None
-    if loop.shape == shape and not narrow:
+    # Stores of a reduction may have the parallel axes only, so these must be the same too.
+    if loop.shape == shape and not narrow and (not loop.reduced or loop.parallel == parallel):
         return replace(loop, reduced=len(reduced))
     target = parallel if narrow else shape
     store = View(Tensor(-1, loop.shape, "float32"), loop.shape, dense_strides(loop.shape), 0)

@@ -30,6 +30,7 @@ _STORED: dict[str, DType] = {"bool": "uint32"}  # a bool in memory is a word
 class Op(IntEnum):
     """Numbers of instructions."""
 
+    NAME = 5
     EXT_INST_IMPORT = 11
     EXT_INST = 12
     MEMORY_MODEL = 14

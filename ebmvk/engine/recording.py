@@ -51,6 +51,17 @@ def arrange(tensors: Sequence[tuple[int, int, int]], alignment: int) -> tuple[li
     return offsets, nbytes
 
 
+def shipped(kernel: str, subgroup: bool = False) -> bytes:
+    """The SPIR-V of a kernel of shaders/kernels.toml, in float32.
+
+    subgroup: the variant whose workgroups are full subgroups.
+    """
+    native = extension()
+    variant = native.Variant.subgroup if subgroup else native.Variant.portable
+    words: bytes = native.module_of(kernel, variant, native.Storage.float32)
+    return words
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a device allows, for those who make kernels and plan memory.

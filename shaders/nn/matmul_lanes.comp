@@ -52,7 +52,11 @@ void main() {
             TAKE(8u) TAKE(9u) TAKE(10u) TAKE(11u) TAKE(12u) TAKE(13u) TAKE(14u) TAKE(15u)
         }
     }
+    // Through an array, so that one store in a loop is compiled, with all that a program may compute
+    // there, and not hundreds.
+    float kept[GROUP * ROWS * COLUMNS];
     [[unroll]] for (uint i = 0u; i < GROUP * ROWS; ++i)
-        [[unroll]] for (uint j = 0u; j < COLUMNS; ++j)
-            store_product(to, first.x + i, first.y + lane + GROUP * j, sums[i][j]);
+        [[unroll]] for (uint j = 0u; j < COLUMNS; ++j) kept[i * COLUMNS + j] = sums[i][j];
+    [[dont_unroll]] for (uint n = 0u; n < GROUP * ROWS * COLUMNS; ++n)
+        store_product(to, first.x + n / COLUMNS, first.y + lane + GROUP * (n % COLUMNS), kept[n]);
 }

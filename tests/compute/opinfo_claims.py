@@ -32,7 +32,7 @@ WHOLE = """
     diag diag_embed diagflat diagonal diagonal_copy diagonal_scatter diff dist div.floor_rounding
     div.no_rounding_mode div.trunc_rounding dot dsplit dstack einsum erf erfc erfinv exp exp2 expand expand_as
     expand_copy expm1 fill flatten flip fliplr flipud float floor fmax fmin fmod frac gather gradient hsplit
-    hstack hypot index_add index_copy index_fill index_select inner kron kthvalue ldexp lerp lgamma linalg.cross
+    hstack hypot index_add index_copy index_select inner kron kthvalue ldexp lerp lgamma linalg.cross
     linalg.diagonal linalg.multi_dot linalg.vander linalg.vecdot linalg.vector_norm log log10 log1p log2
     log_softmax logaddexp logaddexp2 logit logsumexp mH mT masked.amax masked.amin masked.mean masked.softmax
     masked.sum masked_fill matmul max.binary max.reduction_no_dim max.reduction_with_dim maximum mean median
@@ -79,6 +79,7 @@ PARTS: dict[str, Claim] = {
     "as_strided": Claim(no_gradient=("prims.as_strided_scatter.default",)),
     "as_strided_copy": Claim(no_gradient=("prims.as_strided_scatter.default",)),
     "full_like": Claim(refused=("float64",), gradients=False),
+    "index_fill": Claim(no_gradient=("aten._unique.default",)),
     "index_put": Claim(
         refused=("indexing by a mask, whose result has no fixed shape",),
         no_gradient=("indexing by a mask, whose result has no fixed shape",),

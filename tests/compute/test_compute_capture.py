@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import steps
 import torch
 
+from ebmvk.compute import replay
 from ebmvk.compute.capture import capture, note_caches, trace
 from ebmvk.compute.origins import origin_of
 from ebmvk.compute.replay import variations
@@ -55,15 +57,44 @@ def test_a_parameter_that_the_step_was_not_given_is_refused():
         capture(lambda x: [model(x)], [torch.ones(4, 3)])
 
 
-def test_a_step_that_is_not_pure_disagrees_with_its_graph():
-    calls = []
+def counts(x, memory):
+    memory.append(1)
+    return x * len(memory)
 
-    def step(x):
-        calls.append(1)
-        return [x * len(calls)]
 
+def takes_turns(x, memory):
+    memory.append(1)
+    return x * (1 + len(memory) % 2)
+
+
+def draws(x, memory):
+    return x * random.random()
+
+
+def knows_an_earlier_batch(x, memory):
+    memory.append(x.shape)
+    return x + (1 if len(memory) > 1 else 0)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("impure", [counts, takes_turns, draws, knows_an_earlier_batch])
+def test_a_step_that_is_not_pure_disagrees_with_its_graph(impure, large, monkeypatch):
+    """On one other batch already, which is what a large graph gets."""
+    if large:
+        monkeypatch.setattr(replay, "LARGE", 0)
+    memory = []
     with pytest.raises(UnsupportedOperation, match="result 0 differs"):
-        capture(step, [torch.ones(3)])
+        capture(lambda x: [impure(x, memory)], [torch.ones(3)])
+
+
+@pytest.mark.parametrize(("elements", "batches"), [(replay.LARGE // 2, 2), (replay.LARGE, 1)])
+def test_a_large_graph_runs_on_one_other_batch(elements, batches):
+    """Its size is that of all results, which need no memory here."""
+    graph = torch.fx.symbolic_trace(lambda x: x * 2)
+    for node in graph.graph.nodes:
+        if node.op == "call_function":
+            node.meta["val"] = torch.empty(elements, device="meta")
+    assert len(replay.others(graph, [torch.ones(3)])) == batches
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -243,12 +243,29 @@ def test_reading_and_writing_at_indices():
     check(function, inputs)
 
 
+def test_sums_of_one_row_with_and_without_an_axis_of_one_element():
+    """They can be one loop; both take as many terms."""
+    check(lambda x, y: [(x * 2).sum(), (x * y).sum(1)], [normal(1, 9), normal(1, 9, seed=1)])
+
+
+def test_writing_into_a_tensor_of_no_axes():
+    """Indices and sources may have no axes either, or one."""
+
+    def function(x, y, i, several):
+        return [
+            torch.scatter_add(x, 0, i, x * 2), torch.scatter_add(x, 0, several, y), torch.scatter(x, 0, i, 7.0),
+            torch.scatter(x, 0, several[:1], y[:1]), torch.scatter(x, 0, several[:0], y[:0]),
+        ]  # fmt: skip
+
+    check(function, [normal(), normal(3), torch.tensor(0), torch.zeros(3, dtype=torch.int64)])
+
+
 def test_gradients_at_indices():
     def function(x, i, j):
         return [
             F.embedding(i, x), F.embedding(i, x * 2, padding_idx=1), x[i, i % 3], x[:, j] ** 2,
             torch.gather(x, 1, i[:, None]), torch.gather(x, 0, j[None]), x[1:3] * x[0], x.unfold(0, 2, 1),
-            torch.cat([x, x], 1)[:, ::3], F.pad(x, (1, 1)),
+            torch.cat([x, x], 1)[:, ::3], F.pad(x, (1, 1)), torch.gather(x[0, 0], 0, j[:1] * 0),
         ]  # fmt: skip
 
     gradients(function, [normal(5, 4), whole(4, 5), whole(4, 3)])

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from kernel_support import (  # noqa: F401
     vulkan,
 )
 
-from ebmvk.compute.emit import kernel_of, kernels_of
+from ebmvk.compute.emit import POINT_GROUP, POINT_GROUPS, kernel_of, kernels_of
+from ebmvk.compute.graft import instructions
 from ebmvk.compute.ir import Axis, Const, DType, Expr, Load, LoadAt, Loop, Reduce, Store, Tensor, View
+from ebmvk.compute.spirv import Op
 from ebmvk.engine.recording import POISON
 from ebmvk.errors import ArgumentError
 
@@ -378,3 +381,15 @@ def test_vector_widths_of_lavapipe(width: int) -> None:
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:]
+
+
+def test_what_is_the_same_at_all_points_is_loaded_before_them() -> None:
+    """In the loop of an invocation that takes several points, or under a condition."""
+    for points, entry in ((POINT_GROUP * POINT_GROUPS + 1, Op.LOOP_MERGE), (5, Op.SELECTION_MERGE)):
+        row, one = tensor(points), tensor(1)
+        before = []
+        for of in (Load(row.view()), op("mul", Load(row.view()), Load(view(one, (points,), (0,))))):
+            kernel = kernel_of(pointwise(of, (points,))[1], LEAST)
+            found = [code for _, code, _ in instructions(array("I", kernel.spirv))]
+            before.append(found[: found.index(entry)].count(Op.LOAD))
+        assert before[1] == before[0] + 1

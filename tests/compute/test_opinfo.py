@@ -112,6 +112,8 @@ def check_all(
         return
     passed = 0
     for number, part in enumerate(parts):
+        if gradients and not part.gradients(*part.inputs):
+            continue  # torch has none, as of the number of elements that aren't 0
         try:
             wrong = check([part], claim, gradients=gradients, recorder=recorder)
         except (UnsupportedOperation, GuardOnDataDependentSymNode) as error:

@@ -12,7 +12,8 @@ from vulkan_open import open_vulkan
 from ebmvk.compute.compiled import Compiled
 from ebmvk.compute.emit import fit, kernel_of_all, needs
 from ebmvk.compute.ir import Batch, Call, Const, Load, Loop, Program, Reduce, Store, Tensor
-from ebmvk.compute.share import MOST, PATIENCE, shared
+from ebmvk.compute.lowering import Launch
+from ebmvk.compute.share import LITTLE, MOST, PATIENCE, shared
 from ebmvk.engine.recording import Recorder
 
 LIMITS = dataclasses.replace(LEAST, bindings=32)
@@ -102,6 +103,17 @@ def test_independent_loops_run_together_but_none_waits_for_long() -> None:
     assert [len(batch.loops) for batch in shared(many, LIMITS) if isinstance(batch, Batch)] == [MOST, MOST]
 
 
+def test_a_loop_that_reads_little_shares_an_earlier_dispatch() -> None:
+    """As zeros that a sum by index begins with."""
+    _, large = times_two(tensor(LITTLE))
+    zeros, late = pointwise(Const(0.0, "float32"), (4,))
+    needing = Call("other", (large.stores[0].view,), (tensor(4).view(),))
+    last = Call("other", (zeros.view(),), (tensor(4).view(),))
+    assert shared([large, needing, late, last], LIMITS) == [Batch((late, large)), needing, last]
+    writer = Call("other", (tensor(4).view(),), (zeros.view(),))
+    assert shared([large, needing, writer, late, last], LIMITS) == [large, needing, writer, late, last]
+
+
 def test_what_a_loop_reads_is_not_overwritten_before_it_runs() -> None:
     source = tensor(4)
     _, reader = times_two(source)
@@ -133,3 +145,17 @@ def test_parts_of_a_product_add_up_to_it(alpha: float, beta: float) -> None:
     assert (abs(found - exact) <= limit).all()
     again = compiled.run(dict(enumerate((a, b, c)[: len(views)]))).outputs[0]
     assert again.tobytes() == found.tobytes()
+
+
+def test_zeros_of_sums_by_index_are_a_loop() -> None:
+    """Rows that no index names are 0; sums of two whole numbers are exact."""
+    source, index, result = tensor(5, 3), tensor(5, dtype="int32"), tensor(4, 3)
+    program = Program(inputs=[source, index], outputs=[result.view()])
+    program.leaves = [source.view(), index.view()]
+    program.nodes = [Call("index_add", (source.view(), index.view()), (result.view(),))]
+    compiled = Compiled(Recorder(open_vulkan()), program, fed=(0, 1), fetched=[0], poison=True)
+    assert [type(step.node) for step in compiled.plan.steps] == [Loop, Call]
+    assert all(isinstance(part, Launch) for step in compiled.plan.steps for part in step.lowered.steps), "no fills"
+    rows = np.arange(15, dtype=np.float32).reshape(5, 3)
+    found = compiled.run({0: rows, 1: np.array([3, 0, 3, 1, 9], np.int32)}).outputs[0]
+    np.testing.assert_array_equal(found, [rows[1], rows[3], np.zeros(3), rows[0] + rows[2]])

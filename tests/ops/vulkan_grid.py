@@ -27,6 +27,9 @@ SHAPE = Shape(5, 33, 9, 40)
 # More queries than a tile has; more quads than a subgroup has; the model's dimension and number of
 # candidates.
 LONG_SHAPES = [SHAPE, Shape(1, 2, 1, 1), Shape(13, 31, 8, 17), Shape(70, 65, 17, 129), Shape(2, 640, 64, 70)]
+WAIT = 900.0
+"""Seconds for an answer. llvmpipe compiles kernels at their first run, which takes long on a busy
+machine."""
 SHARDS = 16 * 40 * 4  # bytes of 16 rows of 40 floats
 
 
@@ -48,7 +51,7 @@ def check(profile: str, *, long: bool = False) -> list[str]:
     if long:
         variants += [{"portable": True}, {"shard_bytes": SHARDS}]
     for options in variants:
-        backend = open_vulkan(validate=True, guard=True, pretend=profile, **options)
+        backend = open_vulkan(validate=True, guard=True, pretend=profile, timeout_seconds=WAIT, **options)
         for shape in LONG_SHAPES if long else [SHAPE]:
             if "shard_bytes" not in options or shape.d <= 40:
                 wrong += [f"{profile} {options} {shape}: {line}" for line in wrong_operations(backend, shape)]
