@@ -30,12 +30,12 @@ EACH = 64  # places in a part
 
 
 ZEROED = ("zeroed", True)
-"""The constant of a call whose output is 0 before."""
+"""The constant of a call whose output is 0 before it runs."""
 
 
 def zeroed(call: Call) -> tuple[Loop, Call] | None:
-    """The call in two nodes, of which the first writes zeros: a loop can share a dispatch with
-    others. None if nothing is added up."""
+    """The call as two nodes: a loop that writes zeros, which can share a dispatch with other loops,
+    and a call that needs no zeros. None if there is nothing to add up."""
     (out,) = call.outputs
     if 0 in out.shape or 0 in call.inputs[0].shape or ZEROED in call.constants:
         return None

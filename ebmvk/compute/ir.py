@@ -202,10 +202,10 @@ class Batch:
 @dataclass(frozen=True)
 class Finished:
     """A product and a loop over its results, in one dispatch: the loop runs where the product would
-    store. Only plans have them.
+    store. Only plans have these nodes.
 
-    loop: of the shape of the call's result, without reductions. Loads of the view that the call
-    fills are the product itself; it is stored only if the loop does that.
+    loop: has the shape of the call's result, and no reductions. If it loads from the view that the
+    call fills, it gets the product itself. The product is stored only if the loop stores it.
     """
 
     call: Call

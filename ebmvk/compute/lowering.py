@@ -147,7 +147,7 @@ def node_bytes(node: Node) -> float:
 
 
 def finished_bytes(node: Finished) -> float:
-    """As `node_bytes`, without the product itself where it isn't stored."""
+    """As `node_bytes`, but without the product if it isn't stored."""
     (product,) = node.call.outputs
     loaded = sum(_distinct(view) for view in {view for view, _ in reads(node.loop)} - {product})
     return node_bytes(node.call) - WORD * _distinct(product) + WORD * (loaded + sum(map(_distinct, writes(node))))

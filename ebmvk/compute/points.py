@@ -46,8 +46,8 @@ def emit_points(
 
 
 def write_point(writer: Writer, reading: Reading, known: Known, outer: Known) -> None:
-    """Computes all values of a point, then stores them: a store may go to an element that was
-    loaded. known: the results of the graph's symbols; outer: those of nodes written before."""
+    """Computes all values of a point before storing them, because a store may overwrite a loaded
+    element. known: ids of the graph's symbols. outer: ids of nodes that were written before."""
     writer.write(_needed(reading), known, outer)
     for target in reading.targets:
         index, value = (known[n] if n in known else outer[n] for n in (target.index, target.value))

@@ -36,14 +36,14 @@ def _varied(example: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 LARGE = 2**28
-"""Elements of all results of a graph. From here on one other batch is enough: each takes as long
-as three steps in torch on the host. The second batch finds only numbers that are equal in the trace
-and in the run after it, but differ later. They come from the step's Python code, so a small run of
-the same code finds them."""
+"""A graph whose results have at least this many elements in all is large: it is compared on one
+other batch, because each takes as long as three steps in torch on the host. A second batch would
+only find numbers that are equal in the trace and in the next run, but differ later. Such numbers
+come from the step's Python code, so a small run of the same code finds them."""
 
 
 def others(graph: fx.GraphModule, examples: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """The arguments on which a graph must agree with its step: two sets, or one if it is large."""
+    """The arguments on which a graph must agree with its step: two sets; one for a large graph."""
     results = (node.meta.get("val") for node in graph.graph.nodes)
     elements = sum(value.numel() for value in results if isinstance(value, torch.Tensor))
     return variations(examples, 2 if elements < LARGE else 1)

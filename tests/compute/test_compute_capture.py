@@ -79,7 +79,7 @@ def knows_an_earlier_batch(x, memory):
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("impure", [counts, takes_turns, draws, knows_an_earlier_batch])
 def test_a_step_that_is_not_pure_disagrees_with_its_graph(impure, large, monkeypatch):
-    """On one other batch already, which is what a large graph gets."""
+    """One other batch, which is all that a large graph gets, is enough to find this."""
     if large:
         monkeypatch.setattr(replay, "LARGE", 0)
     memory = []

@@ -244,12 +244,12 @@ def test_reading_and_writing_at_indices():
 
 
 def test_sums_of_one_row_with_and_without_an_axis_of_one_element():
-    """They can be one loop; both take as many terms."""
+    """They can be one loop, because both have the same number of terms."""
     check(lambda x, y: [(x * 2).sum(), (x * y).sum(1)], [normal(1, 9), normal(1, 9, seed=1)])
 
 
 def test_writing_into_a_tensor_of_no_axes():
-    """Indices and sources may have no axes either, or one."""
+    """Indices and sources may have no axes or one axis."""
 
     def function(x, y, i, several):
         return [

@@ -384,7 +384,7 @@ def test_vector_widths_of_lavapipe(width: int) -> None:
 
 
 def test_what_is_the_same_at_all_points_is_loaded_before_them() -> None:
-    """In the loop of an invocation that takes several points, or under a condition."""
+    """The points are in a loop, if an invocation takes several of them, or under a condition."""
     for points, entry in ((POINT_GROUP * POINT_GROUPS + 1, Op.LOOP_MERGE), (5, Op.SELECTION_MERGE)):
         row, one = tensor(points), tensor(1)
         before = []

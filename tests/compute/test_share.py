@@ -104,7 +104,7 @@ def test_independent_loops_run_together_but_none_waits_for_long() -> None:
 
 
 def test_a_loop_that_reads_little_shares_an_earlier_dispatch() -> None:
-    """As zeros that a sum by index begins with."""
+    """An example is a loop that writes the zeros with which a sum by index begins."""
     _, large = times_two(tensor(LITTLE))
     zeros, late = pointwise(Const(0.0, "float32"), (4,))
     needing = Call("other", (large.stores[0].view,), (tensor(4).view(),))
