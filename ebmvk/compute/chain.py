@@ -1,5 +1,5 @@
-"""Several steps over the same parameters and state, which run one after another with a single wait
-for the device. For example, passes over parts of a batch, and then the update."""
+"""Runs several steps over the same parameters and state one after another, with a single wait for
+the device: for example, passes over parts of a batch, and then the update."""
 
 from __future__ import annotations
 

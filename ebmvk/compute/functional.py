@@ -57,7 +57,8 @@ def _is_own(node: fx.Node) -> bool:
 
 
 def _ready(waiting: Sequence[fx.Node]) -> list[fx.Node]:
-    """The waiting nodes that don't read the result of a waiting `_is_own` node."""
+    """The waiting nodes that don't read the result of a waiting operation for which `_is_own` is
+    true."""
     own = set(filter(_is_own, waiting))
     return [
         node

@@ -15,8 +15,8 @@ from ebmvk.compute.rewrite import Limits, Uses, seen_at, tensors_of, without_dea
 
 FREE = frozenset({"cast", "neg", "abs", "where", "logical_not", "logical_and", "logical_or"})
 CHEAP = 8
-"""The most work that each reader may do again, in simple operations. A reader without more points
-than the result may do twice as much."""
+"""The most work that each reader may do again, in simple operations. A reader with at most
+as many points as the result may do twice as much."""
 SLOW = frozenset({
     "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "tanh", "atan", "atan2", "asin",
     "acos", "sinh", "cosh", "sigmoid", "erf", "erfc", "erfinv", "lgamma", "digamma", "pow",

@@ -242,7 +242,7 @@ def _update(program: Program, uses: Uses, position: int, node: Node) -> _Update 
 
 
 def _part_of(program: Program, view: View) -> Tensor | None:
-    """The argument, if a load reads one contiguous part of an argument; else None."""
+    """The argument of which a load reads one contiguous part; None if there isn't one."""
     whole = math.prod(view.shape) * 4 == view.tensor.bytes
     return view.tensor if view.dense and not whole and view.tensor in program.inputs else None
 

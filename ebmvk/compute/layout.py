@@ -72,7 +72,7 @@ def address(flat: Value, sizes: Sequence[int], strides: Sequence[int]) -> Value 
 
 
 def add(a: Value | None, b: Value | None) -> Value | None:
-    """The sum of two addresses that may be 0."""
+    """The sum of two addresses. None stands for 0."""
     if a is None or b is None:
         return b if a is None else a
     return a + b

@@ -199,7 +199,7 @@ def _check_view(view: View, number: int) -> None:
 
 
 def _parted(node: PlanNode, limits: Limits, fresh: Fresh) -> Sequence[PlanNode]:
-    """A node, or those that take its place."""
+    """The node, or the nodes that take its place."""
     if isinstance(node, Call) and node.name == "matmul":
         return parted(node, limits, fresh) or (node,)
     if isinstance(node, Call) and node.name == "index_add":

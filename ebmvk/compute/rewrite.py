@@ -161,7 +161,7 @@ def with_views(node: Node, read: Callable[[View], View], write: Callable[[View],
 
 
 def ordered(nodes: Sequence[Node]) -> list[Node]:
-    """The nodes, moved only so far that each comes after the nodes whose results it reads."""
+    """The nodes, reordered only as needed so that each comes after the nodes that it reads from."""
     after: list[list[int]] = [[] for _ in nodes]
     waits = [0] * len(nodes)
     for first, others in _edges(nodes):

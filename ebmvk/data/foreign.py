@@ -90,7 +90,7 @@ def changes(description: Description) -> bool:
 
 
 def missing_bytes(description: Description) -> list[str]:
-    """The single-byte tokens missing from the vocabulary; if none is, it can spell any text."""
+    """The single-byte tokens that a vocabulary lacks; if it has all of them, it spells any text."""
     if description["model"]["type"] not in ("BPE", "Unigram"):
         return ["single bytes"]
     if is_byte_level(description):

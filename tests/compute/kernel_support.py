@@ -86,7 +86,7 @@ class Numpy:
     limits = dataclasses.replace(LEAST, group=1024, shared_bytes=32768)
 
     def run(self, loop: Loop, values: Mapping[Tensor, Array], limits: Limits | None = None) -> Outcome:
-        """Runs a loop. Elements that it doesn't write keep their value, or POISON without one."""
+        """Runs a loop. Elements that it doesn't write keep their given value, or else POISON."""
         kernels = kernels_of(loop, limits or self.limits, fresh)
         wanted = {store.view.tensor for store in loop.stores}
         tensors = list(dict.fromkeys([t for kernel in kernels for t in kernel.tensors] + list(wanted)))

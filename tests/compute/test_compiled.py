@@ -160,7 +160,7 @@ def test_single_arguments_of_a_block_and_blocks_of_the_same_order_share_it(recor
         Compiled(recorder, momentum([(70,), (3, 5)], block=True), names=["b", "a", *names[2:]], state=state)
 
 
-def test_whole_numbers_and_truth_values_on_the_way(recorder: Recorder) -> None:
+def test_whole_numbers_and_bools_reach_the_device_and_return(recorder: Recorder) -> None:
     from ebmvk.compute.ir import Tensor
 
     program = Program()
@@ -258,7 +258,7 @@ def test_out_of_memory_names_the_planned_bytes_and_frees_everything() -> None:
     small(recorder)
 
 
-def test_programs_are_compiled_once_and_the_oldest_goes() -> None:
+def test_programs_are_compiled_once_and_the_oldest_is_dropped() -> None:
     recorder = Recorder(open_vulkan())
     cache, made = Cache(most=2), []
 

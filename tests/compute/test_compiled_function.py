@@ -45,7 +45,7 @@ def inputs_of(seed: int, rows: int = 6) -> Any:
 
 
 def check(found: Any, parameters: Any, inputs: Any) -> None:
-    """Against float64."""
+    """Compares results with float64."""
     wide = [{name: value.double() for name, value in tree.items()} for tree in (parameters, inputs)]
     wanted = predicted(*wide)
     assert set(found) == set(wanted)

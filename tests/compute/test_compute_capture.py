@@ -34,7 +34,7 @@ LOOKS = {
 
 
 @pytest.mark.parametrize("look", sorted(LOOKS))
-def test_looks_at_values_are_refused_with_the_line(look):
+def test_steps_that_read_values_are_refused_with_their_line(look):
     with pytest.raises(UnsupportedOperation, match="looks at the values") as error:
         capture(lambda x: [LOOKS[look](x)], [torch.tensor([1.0, 2.0, 0.0])])
     assert Path(__file__).name in error.value.what
@@ -142,7 +142,7 @@ class Square(torch.autograd.Function):
 
 @pytest.mark.parametrize("twice", [False, True])
 def test_operations_of_gradients_name_the_line_whose_gradient_they_are(twice):
-    """So do operations of autograd functions, and operations of a gradient of a gradient."""
+    """Operations of autograd functions and of a gradient of a gradient do so too."""
 
     def step(w, x):
         w = w.detach().requires_grad_()

@@ -88,7 +88,7 @@ def test_operations_agree_with_the_oracle(
         np.testing.assert_array_equal(got.astype(want.dtype), want)
 
 
-def test_every_meaning_has_a_kernel() -> None:
+def test_the_oracle_and_the_kernels_have_the_same_operations() -> None:
     """The oracle and the kernels know the same operations."""
     assert set(MEANING) | TYPED == set(OPS)
 

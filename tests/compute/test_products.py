@@ -221,7 +221,7 @@ def test_push_constants_stand_in_the_manifest_s_order() -> None:
 
 
 @pytest.mark.slow
-def test_products_are_valid_by_the_layers() -> None:
+def test_the_validation_layers_accept_products() -> None:
     recorder = Recorder(open_vulkan(validate=True))
     rng = np.random.default_rng(5)
     for name, limits in devices(recorder.limits).items():

@@ -148,7 +148,7 @@ def tensor_of(said: Any) -> Any:
     ids=["unknown class", "object", "text", "bool", "fraction", "type", "field", "itself", "negative", "no plan",
          "null", "large", "negative size", "missing"],
 )  # fmt: skip
-def test_what_a_plan_cannot_have_is_refused(change: Any, planned: Plan) -> None:
+def test_contents_that_no_plan_can_have_are_refused(change: Any, planned: Plan) -> None:
     assert unpack("key", forged(lambda _: None, planned))
     with pytest.raises(Unreadable):
         unpack("key", forged(change, planned))
@@ -241,7 +241,7 @@ def test_the_files_unused_for_longest_go_first(tmp_path: Path, planned: Plan) ->
     assert len(list(cache.sizes())) == 3  # a program that is larger than the whole cache isn't kept
 
 
-def test_parts_of_processes_that_ended_are_deleted(cache: ProgramCache, planned: Plan) -> None:
+def test_unfinished_files_of_ended_processes_are_deleted(cache: ProgramCache, planned: Plan) -> None:
     cache.folder.mkdir()
     old, young = cache.folder / "x.part", cache.folder / "y.part"
     old.touch()

@@ -135,7 +135,7 @@ def test_sums_by_index_are_those_of_float64(recorder: Recorder, count: int) -> N
 
 
 @pytest.mark.slow
-def test_row_kernels_are_valid_by_the_layers() -> None:
+def test_the_validation_layers_accept_row_kernels() -> None:
     recorder = Recorder(open_vulkan(validate=True))
     rng = np.random.default_rng(6)
     check_sorted(recorder, recorder.limits, Operand.of(values(rng, (2, 2500), "float32")), 5, True)
