@@ -19,7 +19,7 @@ from ebmvk.sphere.geometry import projx
 STEPS = 40
 FEW = 6
 FIRST = (2**16 - FEW // 2, 2**31 - FEW // 2)
-"""Some trajectories begin at these step and chain numbers, and then pass a power of two."""
+"""Some trajectories begin at these step and chain numbers, just below a power of two."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Peer:
 def peers(backend: Backend) -> tuple[list[Peer], str]:
     """The float64 oracle, the suite's own integrator, and the other kind of device.
 
-    Also a note that says why the other device is missing; "" if it isn't.
+    Also returns a note that says why the other device is missing; "" if it isn't missing.
     """
     found = [
         Peer("float64 reference", engine_sampler(Reference(dtype=torch.float64))),
@@ -50,8 +50,8 @@ def peers(backend: Backend) -> tuple[list[Peer], str]:
 def trajectories(backend: Backend, others: list[Peer], seed: int) -> Findings:
     """The largest deviation of x and v/sqrt(d); 16 chains, 40 steps, d = 640, 64 candidates.
 
-    A few chains have chain or step numbers that pass 2^16 and 2^31. Bound: float32 against float64
-    over 40 steps; 1.1e-7 was measured.
+    A few chains have chain or step numbers that pass 2^16 and 2^31. The bound allows for float32
+    rounding over 40 steps; 1.1e-7 was measured.
     """
     g = torch.Generator().manual_seed(seed)
     d, k = 640, 64
@@ -88,8 +88,8 @@ def _gap(one: Run, other: Run) -> float:
 def operations(backend: Backend, seed: int) -> Findings:
     """Best candidates, energies, scores, responsibilities and exact samples, against float64.
 
-    d = 640, 2,000 points. Bounds: float32. Scores of up to 40 are rounded to 4e-6, and sums of 640
-    products add to that; 1.2e-5 was measured.
+    d = 640, 2,000 points. The bounds allow for float32 rounding. Scores of up to 40 are rounded to
+    4e-6, and sums of 640 products add to this error; 1.2e-5 was measured.
     """
     g = torch.Generator().manual_seed(seed)
     d, v, k, n = 640, 2000, 64, 24

@@ -1,7 +1,7 @@
 """The parts that the suite runs: chains, a target mixture, and a sampler that moves the chains.
 
 A `Sampler` moves chains as a `Task` describes. `engine_sampler` makes one from a backend.
-`mutants.Plain` is another one; it can be broken, to show that a test fails when it should.
+`mutants.Plain` is another sampler; it can be broken, to show that a test fails when it should.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Target:
         return self.mu.shape[1]
 
     def terms(self, x: Tensor) -> Tensor:
-        """Log terms of the sum (n, K + 1), the background last; float64, without a backend."""
+        """The log of each term of the sum, (n, K + 1), the background last; float64 in torch."""
         log_terms = self.logw.double() + self.kappa.double() * (x.double() @ self.mu.double().T)
         return torch.cat((log_terms, log_terms.new_full((len(x), 1), self.log_background)), dim=1)
 

@@ -17,9 +17,9 @@ from ebmvk.sphere.geometry import projx
 
 CONTEXTS = 20
 VOCABULARY = 512
-"""Number of tokens of made-up laws."""
+"""Number of tokens, V, in made-up laws."""
 TOKENS_READ = 16_384
-"""Number of tokens of the validation text among which contexts are chosen."""
+"""Contexts are chosen among this many first tokens of the validation text."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Contexts:
     """C contexts: their laws p(v|c), and the points of the tokens.
 
     mu: (V, d) unit rows; log_p: (C, V); labels: a few words per context; source: their origin.
-    query (C, d), bias and concentrations (V,): the engine finds the candidates by them; None
-        without a model. Then the candidates are the most probable tokens of lexical (C, V), or of
-        log_p if that is None.
+    query (C, d), bias and concentrations (V,): the engine finds the candidates by these; None
+        without a model. Without them the candidates are the most probable tokens of lexical (C, V),
+        or of log_p if lexical is None.
     """
 
     mu: Tensor
@@ -71,9 +71,9 @@ def synthetic(d: int, seed: int, count: int = CONTEXTS) -> Contexts:
 def remembering(contexts: Contexts, seed: int) -> Contexts:
     """Some of the contexts, with a made-up memory.
 
-    Each law is mixed: .7 of the context's own law and .3 of a memory of 32 tokens. The candidates
-    are chosen without the memory, as a query knows nothing of it, so most of the memory's tokens
-    lie outside them.
+    Each law is a mixture: .7 of the context's own law and .3 of a memory of 32 tokens. The
+    candidates are chosen without the memory, because a query doesn't depend on it. So most of the
+    memory's tokens aren't candidates.
     """
     g = torch.Generator().manual_seed(seed)
     chosen = list(range(len(contexts.labels)))[1::6]
@@ -95,10 +95,9 @@ def of_text(
     reader: Reader | None = None,
     count: int = CONTEXTS,
 ) -> Contexts:
-    """Contexts of a text at evenly spaced quantiles of the entropy of p_lex(v|c), ends included.
+    """Contexts of a text at evenly spaced quantiles of the entropy of p_lex(v|c), from 0 to 1.
 
-    context: the most tokens in a window. reader: reads a memory, which every second context then
-    consults.
+    context: the most tokens in a window. reader: reads a memory for every second context.
     """
     mu = model.embeddings()
     law, queries, states, entropies, labels = TokenLaw(model, mu), [], [], [], []

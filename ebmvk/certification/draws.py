@@ -1,4 +1,4 @@
-"""Test 8: draws tokens for a context. Each comes from a state that has the latent law."""
+"""Test 8: draws tokens for a context. Each token is decoded from a state with the latent law."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ebmvk.sampling.schedule import LAST
 from ebmvk.sphere.vmf import kappa_critical, log_c_ratio
 
 CANDIDATES = 64
-_AT_ONCE = 1 << 24  # numbers of log p in one batch
+_AT_ONCE = 1 << 24  # most values of log p in one batch
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """n tokens (n,); heat: (n, 2) from `_heat`, or None if a token doesn't come from one state."""
+    """n tokens, (n,). heat: (n, 2) from `_heat`, or None if a token needs more than one state."""
 
     tokens: Tensor
     heat: Tensor | None
@@ -51,10 +51,10 @@ def outside(law: LatentLaw) -> Tensor:
 
 
 def in_batches(some: Callable[[int, int], Drawn], contexts: Contexts, first: int, n: int) -> Drawn:
-    """n draws, numbered from `first`, as many at once as memory allows.
+    """n draws, numbered from `first`, in batches that fit into memory.
 
-    some: a function that draws; it takes a first number and a count. A draw depends on its own
-    number only, so the batch size changes nothing.
+    some: a function that draws; it takes the first draw's number and a count. A draw depends only
+    on its number, so the batch size changes nothing.
     """
     batch = max(1, _AT_ONCE // contexts.log_p.shape[1])
     parts = [some(at, min(batch, first + n - at)) for at in range(first, first + n, batch)]
@@ -85,7 +85,7 @@ def exactly(law: LatentLaw, contexts: Contexts, i: int, n: int, seed: int) -> Dr
 
 
 def _repeated(law: LatentLaw, log_p: Tensor, rows: int) -> tuple[LatentLaw, Tensor]:
-    """The law of one chain for many chains, and its log p (V,) as (rows, V)."""
+    """Repeats the law of one chain for `rows` chains, and log p (V,) as (rows, V)."""
     each = (tensor.expand(rows, *tensor.shape[1:]).contiguous() for tensor in (law.ids, law.logp, law.log_rest))
     return LatentLaw(law.backend, law.points, *each), log_p.expand(rows, -1)
 
@@ -98,9 +98,9 @@ def _decoded(law: LatentLaw, mu: Tensor, x: Tensor, kappa: Tensor, log_p: Tensor
 def _heat(law: LatentLaw, mu: Tensor, x: Tensor, kappa: Tensor) -> Tensor:
     """(n, 2): a and b of each chain; E a = (T - 1) E b if states have the temperature T.
 
-    The Laplacian of the density has integral 0, so whatever the rest is,
+    The Laplacian of the density has integral 0. So for any uniform rest,
     E sum_j rho_j (kappa^2 (1 - t_j^2) - (d - 1) kappa t_j) = 0, with t_j = mu_j.x and the
-    responsibilities rho_j of the candidates. All chains are of one context.
+    responsibilities rho_j of the candidates. All chains belong to one context.
     """
     t = x.double() @ mu[law.ids[0]].double().T
     level = kappa.double()[:, None]

@@ -18,10 +18,10 @@ ARCS = (0.4, 0.2, 0.1)
 
 
 def constraints(bench: Bench) -> Findings:
-    """Test 1: |x| = 1 and x.v = 0, at the end and before each step restores them.
+    """Test 1: |x| = 1 and x.v = 0, at the end and within each step, before they are restored.
 
-    d = kappa = 640. Bound: float32. |x| and x.v are sums of 640 products rounded to 6e-8. 2.4e-7
-    was measured, and .5 without a projection.
+    d = kappa = 640. The bound allows for float32 rounding: |x| and x.v are sums of 640 products
+    rounded to 6e-8. 2.4e-7 was measured, and .5 if a projection is missing.
     """
     d, kappa, sizes = 640, 640.0, bench.sizes
     x, v = uniform_start(sizes.long_chains, d, bench.seed)
@@ -62,7 +62,8 @@ def _landscape(seed: int) -> Target:
 def reversal(bench: Bench) -> Findings:
     """Test 3: without friction, chains with reversed velocities return to where they came from.
 
-    Bound: float32 over 60 steps on a landscape that amplifies errors little; 3e-6 was measured.
+    The bound allows for float32 rounding over 60 steps, on a landscape that amplifies errors
+    little; 3e-6 was measured.
     """
     target = _landscape(bench.seed)
     x, v = uniform_start(200, target.d, bench.seed)
@@ -83,7 +84,7 @@ def energy_order(bench: Bench) -> Findings:
     for scheme in SCHEMES:
         errors = []
         for arc in ARCS:
-            # GHMC takes one trajectory, accepted or not; g-BAOAB as many steps.
+            # GHMC takes one trajectory, accepted or not; g-BAOAB takes the same number of steps.
             count = round(6.4 / arc)
             step = arc_step(arc, target.d)
             if scheme == "ghmc":
@@ -108,7 +109,8 @@ def energy_order(bench: Bench) -> Findings:
 def rotation(bench: Bench) -> Findings:
     """Test 3: without force and friction a chain follows a great circle, so x ^ v is conserved.
 
-    Bound: float32 over 40 steps, relative to |v|. 1.5e-6 was measured, and .2 without transport.
+    The bound allows for float32 rounding over 40 steps, relative to |v|. 1.5e-6 was measured, and
+    .2 if v isn't transported.
     """
     d = 8
     x, v = uniform_start(200, d, bench.seed)

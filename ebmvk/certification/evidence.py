@@ -1,16 +1,16 @@
 """Test 8: the evidence that drawn tokens have the law p(v|c), in each context and over all.
 
-- Each context by chi^2, whose p-value decides, and by an upper bound (99 %) of the total variation
-  to p(v|c) over the cells of that test. True draws exceed the allowed bound with probability 1e-5.
-  With 25,000 chains it is .05, or a little more if a law needs more than 512 cells. Total variation
-  itself isn't used: the noise of the counts hides it, and after subtracting its mean under the law
-  it grows only with the square of a small deviation.
-- All contexts together by chi^2, and by three numbers: the mass outside the candidates, the
-  exponent s of the law p^s that the tokens follow, and the concentration of the states.
+- Each context is tested by chi^2, whose p-value decides. It is also tested by an upper bound (99 %)
+  of the total variation to p(v|c), over the cells of the chi^2 test. True draws exceed the allowed
+  bound with probability 1e-5. With 25,000 chains the allowed bound is .05, or a little more if a
+  law needs more than 512 cells. The total variation of the counts isn't used, because noise hides a
+  small deviation. Subtracting its mean under the law leaves only the square of that deviation.
+- All contexts together are tested by chi^2 and by three numbers: the mass outside the candidates,
+  the exponent s of the law p^s that the tokens follow, and the concentration of the states.
 
-If a context fails, its steps are doubled, up to 3,200, as long as that helps. Once a context has
-failed for good, the others get no more steps. If a sampler is clearly wrong, a tenth of the chains
-is enough.
+If a context fails, its steps are doubled, up to 3,200, as long as doubling helps. Once a context
+has failed for good, the others get no more steps. If a sampler is clearly wrong, a tenth of the
+chains is enough to show it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from ebmvk.certification.statistics import Evidence, Fit
 BOUND = 0.05
 """Allowed total variation.
 
-Fewer than 25,000 chains cannot show as much; then the bound is what they can show.
+Fewer than 25,000 chains cannot show a bound this low; then the lowest bound that they can show is
+allowed.
 """
 ALPHA = 1e-5
-"""Level of one context: about a hundred p-values share 1e-3."""
+"""Level of the p-value of one context: about a hundred p-values share the level 1e-3."""
 CERTAIN, FEWEST = 1e-12, 100
-"""Below this p-value no more chains are drawn; the fewest chains that it may come from."""
+"""No more chains are drawn if the p-value is below the first number, with at least the second
+number of chains."""
 FLAT = 1e-9
 """A function of tokens with a variance up to this counts as constant."""
 HELPED = 0.75
@@ -48,9 +50,9 @@ STEPS, MOST_STEPS = 200, 3200
 class Route:
     """A way from laws to tokens.
 
-    drawn: takes (context, first chain, number of chains, steps, seed). outside: takes a context,
-    gives (V,) bool, True for tokens that aren't candidates. slack: the deviation allowed over all
-    contexts.
+    drawn: takes (context, first chain, number of chains, steps, seed) and draws tokens. outside:
+    takes a context and returns (V,) bool, True for tokens that aren't candidates. slack: the
+    deviations allowed over all contexts.
     """
 
     name: str
@@ -62,7 +64,9 @@ class Route:
 
 @dataclass(frozen=True)
 class Slack:
-    """How far these may deviate: log odds of the rest, the exponent s of p^s, the concentration."""
+    """Allowed deviations of the log odds of the rest, of the exponent s of p^s, and of the
+    concentration.
+    """
 
     rest: float = 0.0
     exponent: float = 0.0
@@ -95,7 +99,9 @@ def compared(route: Route, contexts: Contexts, n: int, seed: int, most_steps: in
 
 
 def _settled(route: Route, contexts: Contexts, i: int, n: int, seed: int, most: int) -> tuple[Check, Drawn, float]:
-    """One context's check, with as many steps as it needs; its draws; its bound of the distance."""
+    """(check, draws, upper bound of the total variation) of one context, with as many steps as it
+    needs.
+    """
     p = contexts.log_p[i].double().exp().cpu()
     steps, tried, last = STEPS, [], math.inf
     while True:
@@ -121,8 +127,8 @@ def _settled(route: Route, contexts: Contexts, i: int, n: int, seed: int, most: 
 
 
 def _until_clear(route: Route, i: int, n: int, steps: int, seed: int, p: Tensor) -> tuple[Drawn, Fit]:
-    """n draws and their fit. If a tenth of the draws already proves that the law is wrong, only
-    those are made.
+    """n draws and their fit. If a tenth of the draws already proves that the law is wrong, the
+    others aren't made.
     """
     few = n // 10 if n >= 10 * FEWEST else n
     drawn = route.drawn(i, 0, few, steps, seed)
@@ -191,7 +197,7 @@ class _Sum:
     def add(self, f: Tensor, p: Tensor, tokens: Tensor) -> None:
         mean = float((p * f).sum())
         spread = float((p * (f - mean).square()).sum())
-        if spread > FLAT:  # if all tokens have one value, as under a uniform law, only rounding is left
+        if spread > FLAT:  # if f is constant, as under a uniform law, its deviations are rounding errors
             self.excess += float((f[tokens] - mean).sum())
             self.variance += len(tokens) * spread
 

@@ -1,4 +1,4 @@
-"""Test 12: exact von Mises-Fisher samples against their law; the normaliser against an integral."""
+"""Test 12: compares exact von Mises-Fisher samples with their law, and log C with an integral."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ebmvk.sphere.vmf import cosine_variance
 
 
 def samples(backend: Backend, sizes: Sizes, seed: int) -> Findings:
-    """The law, mean and variance of t = mu.x, and that directions around mu are uniform."""
+    """Test the law, mean and variance of t = mu.x, and that directions around mu are uniform."""
     checks = []
     for d, kappa, n in ((8, 8.0, sizes.chains), (640, 640.0, sizes.wide)):
         mu = vmf_target(d, kappa).mu
@@ -27,7 +27,8 @@ def samples(backend: Backend, sizes: Sizes, seed: int) -> Findings:
         t = x @ mu[0].double()
         mean = statistics.vmf_mean(d, kappa)
         variance = float(cosine_variance(torch.tensor(kappa, dtype=torch.float64), d))
-        # In an orthonormal basis of the space around mu: the last d - 1 columns of a full QR of mu.
+        # The directions are expressed in an orthonormal basis of the space orthogonal to mu, which
+        # is the last d - 1 columns of a full QR decomposition of mu.
         basis = torch.linalg.qr(torch.cat((mu.T.double(), torch.eye(d, dtype=torch.float64)[:, 1:]), 1))[0][:, 1:]
         case, around = f"d = kappa = {d}", projx(x @ basis)
         checks += [
@@ -44,10 +45,10 @@ def samples(backend: Backend, sizes: Sizes, seed: int) -> Findings:
 
 
 def normaliser(backend: Backend) -> Findings:
-    """log C_d(kappa)/C_d(0) in the energy of a law of one token, and in the shifts of a schedule.
+    """Test log C_d(kappa)/C_d(0) in the energy of a one-token law and in the shifts of a schedule.
 
-    Bound: float32 of kappa and log C, up to 90 here; 2e-5 was measured. An error of 1 in d would
-    shift it by .02 at d = 256.
+    The bound allows for float32 rounding of kappa and log C, which reach 90 here; 2e-5 was
+    measured. An error of 1 in d would shift log C by .02 at d = 256.
     """
     gap, dimensions = 0.0, (16, 64, 256, 640)
     for d in dimensions:
@@ -64,7 +65,9 @@ def normaliser(backend: Backend) -> Findings:
 
 
 def _log_c_ratio(d: int, kappa: float) -> float:
-    """By the trapezoidal rule over the angle: exact to rounding, as the integrand is periodic."""
+    """log C_d(kappa)/C_d(0) by the trapezoidal rule over the angle. The integrand is periodic, so
+    the rule is exact up to rounding.
+    """
     theta = np.linspace(0, math.pi, 20_001)[1:-1]
     flat = (d - 2) * np.log(np.sin(theta))
     return float(special.logsumexp(flat) - special.logsumexp(flat + kappa * np.cos(theta)))

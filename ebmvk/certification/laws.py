@@ -1,10 +1,10 @@
 """Tests 2, 4, 5, 6 and 9: chains that start far from their stationary law, which has a closed form.
 
 GHMC keeps its law exactly, so its p-values hold at any step and any n. g-BAOAB has a bias c h^2, so
-its p-values hold only if that is far below the standard error. At d = kappa = 8 the bias of the
-mean cosine is -.021 arc^2 (arc: radians per step). g-BAOAB is tested with at most 4,000 chains.
-At an arc of .1 its bias is .0002, or .07 of their standard errors. At E = 0 it has no bias: its A
-and O parts keep the law exactly.
+its p-values hold only if this bias is far below the standard error. At d = kappa = 8 the bias of
+the mean cosine is -.021 arc^2 (arc: radians per step). g-BAOAB is tested with at most 4,000 chains.
+At an arc of .1 the bias is .0002, or .07 standard errors of these chains. At E = 0 g-BAOAB has no
+bias, because its A and O parts keep the law exactly.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from ebmvk.engine.api import Scheme
 from ebmvk.sphere.vmf import cosine_variance
 
 UNADJUSTED = 4000
-"""Number of chains of g-BAOAB with a force, at most, behind one p-value; see above."""
+"""Most chains behind one p-value if g-BAOAB moves them with a force; see above."""
 BIAS_ARCS = (1.0, 0.5)
 
 
 def uniformity(bench: Bench) -> Findings:
-    """Test 2: without a force, the uniform law.
+    """Test 2: without a force, chains have the uniform law.
 
-    All chains start at one point, at rest. With one radian per step and gamma h = 1 they forget it
-    in 60 steps.
+    All chains start at one point, at rest. With one radian per step and gamma h = 1 they forget
+    this start in 60 steps.
     """
     checks = []
     for d, n in ((8, bench.sizes.chains), (640, bench.sizes.wide)):
@@ -49,7 +49,7 @@ def uniformity(bench: Bench) -> Findings:
 
 
 def von_mises_fisher(bench: Bench) -> Findings:
-    """Tests 4 and 6, on the same samples. At T = .8 the law is vMF(kappa / T)."""
+    """Tests 4 and 6, on the same samples. At temperature T the law is vMF(kappa / T)."""
     cases = (
         _cosines(bench, 8, 8.0, "ghmc", bench.sizes.chains, temperature=0.8),
         _cosines(bench, 640, 640.0, "ghmc", bench.sizes.wide),
@@ -62,7 +62,7 @@ def von_mises_fisher(bench: Bench) -> Findings:
 
 def _cosines(bench: Bench, d: int, kappa: float, scheme: Scheme, n: int, temperature: float = 1.0) -> Findings:
     # A trajectory takes a quarter of a period, h L sqrt(kappa) ~ 1.2; acceptance is .83 to .89.
-    # After 50 of them, or 400 short steps at gamma = sqrt(kappa), about e^-20 of the start is left.
+    # After 50 trajectories, or 400 short steps at gamma = sqrt(kappa), e^-20 of the start is left.
     arc, steps = {("ghmc", 8): (0.6, 50), ("ghmc", 640): (0.3, 50), ("gbaoab", 8): (0.1, 400)}[scheme, d]
     leapfrogs = 4 if d == 640 else 2
     target = vmf_target(d, kappa)
@@ -75,7 +75,8 @@ def _cosines(bench: Bench, d: int, kappa: float, scheme: Scheme, n: int, tempera
     case = f"d = {d}, kappa = {kappa:g}, T = {temperature:g}"
     name = f"d = {d}, {scheme}"
     aside = f"acceptance {float(run.acceptance.mean()):.2f}" if scheme == "ghmc" else ""
-    # kappa E[1 - t^2] = T (d-1) E t, |grad E|^2 and Laplacian: tests force and temperature.
+    # kappa E[1 - t^2] = T (d-1) E t equates |grad E|^2 with T times the Laplacian. This identity
+    # tests the force and the temperature.
     virial = kappa * (1 - t * t) - temperature * (d - 1) * t
     ratio = float(kappa * (1 - t * t).mean() / ((d - 1) * t.mean()))
     checks = [
@@ -103,7 +104,7 @@ def _cosine_picture(t: Tensor, d: int, kappa: float, name: str) -> Picture:
 
 
 def equipartition_free(bench: Bench) -> Findings:
-    """Test 5 without a force: there g-BAOAB is exact at any step."""
+    """Test 5 without a force, where g-BAOAB is exact at any step."""
     d, temperature = 8, 0.7
     h = arc_step(0.3, d, temperature)
     task = Task(vmf_target(d, 0.0), *_at_rest(bench, d), h, 1 / h, 40, bench.seed, temperature=temperature)
@@ -146,11 +147,11 @@ def _heat(bench: Bench, burn: Task, case: str) -> Check:
 def order_of_bias(bench: Bench) -> Findings:
     """Test 9, g-BAOAB: the bias of the mean cosine is of order h^2.
 
-    At d = kappa = 640 it exceeds the noise.
+    At d = kappa = 640 the bias exceeds the noise.
 
-    The test passes if the order, log2 of the ratio of two biases, lies between 1.5 and 2.5 with 4.4
-    standard errors to spare, the confidence of the other tests. At arcs of 1 and .5 terms of h^4
-    make the ratio a little more than 4.
+    The order is log2 of the ratio of two biases. The test passes if the order, plus or minus 4.4
+    standard errors (the confidence of the other tests), lies between 1.5 and 2.5. At arcs of 1 and
+    .5, terms of order h^4 make the ratio a little more than 4.
     """
     d, kappa, n, rounds = 640, 640.0, bench.sizes.wide, bench.sizes.looks
     target, exact = vmf_target(d, kappa), statistics.vmf_mean(d, kappa)
@@ -160,7 +161,7 @@ def order_of_bias(bench: Bench) -> Findings:
         for arc, every in zip(BIAS_ARCS, (3, 6), strict=True)
     )
     ratio = float(large.mean() / small.mean())
-    # Chains with one number share their noise; the delta method accounts for that.
+    # Chains with the same number share their noise; the delta method accounts for this.
     error = float((large - ratio * small).std() / abs(float(small.mean())) / math.sqrt(n))
     order = math.log2(ratio) if ratio > 0 else math.nan
     margin = statistics.TWO_SIDED_1E5 * error / abs(ratio) / math.log(2)
@@ -181,11 +182,11 @@ def no_bias(bench: Bench) -> Findings:
     """Test 9, GHMC: no bias at d = kappa = 8, though a quarter of the trajectories is rejected.
 
     A trajectory is one leapfrog step of one radian. Several temperatures are tested because
-    acceptance depends on the temperature. Friction is low, so what a rejection does to v makes a
-    difference. Suppose that a sampler keeps v after a rejection instead of reversing it. If it
-    starts from the right law, one step doesn't show the error: x still has its law. Only v becomes
-    dependent on x, by a term that changes sign with v. After several steps x is biased too: its
-    mean cosine is .009 off, 5 % of its standard deviation.
+    acceptance depends on the temperature. Friction is low, so the direction of v after a rejection
+    matters. Suppose that a sampler keeps v after a rejection instead of reversing it. If the
+    sampler starts from the right law, one step doesn't show the error: x still has its law. Only v
+    now depends on x, by a term that changes sign with v. After several steps x is biased too: the
+    mean cosine is wrong by .009, 5 % of its standard deviation.
     """
     return Findings([_unbiased(bench, 1.0, bench.sizes.looks)] + [_unbiased(bench, t, 4) for t in (0.5, 2.0)])
 
@@ -207,7 +208,7 @@ def _unbiased(bench: Bench, temperature: float, rounds: int) -> Check:
 
 
 def _means(bench: Bench, task: Task, rounds: int) -> Tensor:
-    """Mean of t of each chain over `rounds` looks, once the start is forgotten: (n,) float64."""
+    """Mean of t of each chain over `rounds` looks, after the start is forgotten: (n,) float64."""
     burn = replace(task, steps=20 * task.steps)
     at, total = onward(burn, bench.sampler(burn), steps=task.steps), torch.zeros(len(task.x), dtype=torch.float64)
     for _ in range(rounds):

@@ -1,7 +1,7 @@
 """Broken variants ("lies") of block Gibbs, tempering, the latent law and its decoder.
 
-`mutants.Plain` breaks the chain itself. Here whole operations are broken: some lies are a backend
-that gets one operation wrong, others replace one function of the tested code.
+`mutants.Plain` breaks the chain itself. Here whole operations are broken: some lies are backends
+that get one operation wrong, and others replace one function of the tested code.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Lie = Literal[
     "decoder with the numbers of x",
     "ladder upside down",
 ]
-"""The first three in full: replicas always exchange; block Gibbs draws x|v at twice kappa; the
+"""The first three lies in full: replicas always exchange; block Gibbs draws x|v at twice kappa; the
 coarse decoder assumes that its neighbourhoods are equally likely before it sees x."""
 
 
@@ -79,15 +79,15 @@ class Liar:
         if self.lie == "coarse decoder without weights" and points.n < VOCABULARY:  # these are neighbourhoods
             logw = torch.where(logw > -math.inf, log_c_ratio(kappa, points.d), logw)
         found = self._own.energy_score(x, points, ids, logw, kappa, log_background)
-        if self.lie == "swap without the ratio":  # the other rung's energy: no exchange could look better
+        if self.lie == "swap without the ratio":  # so low an energy that every exchange is accepted
             found = dataclasses.replace(found, energy=torch.full_like(found.energy, -math.inf))
         return found
 
 
 @contextmanager
 def lying(lie: Lie | None) -> Iterator[Backend]:
-    """A context manager that applies the lie and gives a CPU backend: compiled kernels if present,
-    else plain torch.
+    """A context manager that applies the lie and gives a CPU backend, which uses compiled kernels
+    if present, else plain torch.
     """
     try:
         own = select("cpu")

@@ -1,7 +1,7 @@
-"""Test 7: how often chains visit each mode of a mixture, against exact samples.
+"""Test 7: compares how often chains visit each mode of a mixture with exact samples.
 
-Single chains of a `Sampler` are tested, and block Gibbs and tempering, which run on a latent law of
-a backend instead.
+It tests single chains of a `Sampler`. It also tests block Gibbs and tempering, which run on a
+backend's latent law instead.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from ebmvk.sphere.vmf import log_c_ratio, sample_vmf
 
 D, MODES, KAPPA = 16, 8, 8.0
 LEVELS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-"""Levels over KAPPA, which is about kappa_c of these weights.
+"""Levels of the concentration, in units of KAPPA, which is about kappa_c of these weights.
 
 At the last level the modes are distinct.
 """
 BELOW, ABOVE = LEVELS[2], LEVELS[-1]
-"""A level where block Gibbs mixes, and one where it doesn't."""
+"""A level where block Gibbs mixes, and a level where it doesn't."""
 TEMPERED = 5000
-"""Number of chains of tempering, at most: each has four replicas."""
+"""Most chains of tempering; each has four replicas."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """mu: (MODES, D) unit rows; p: (MODES + 1,) Zipf weights, the background's last.
+    """mu: (MODES, D) unit rows; p: (MODES + 1,) Zipf weights, with the background's weight last.
 
     The background has the second largest weight.
     """
@@ -61,7 +61,7 @@ class Mixture:
         return sample_vmf(self.mu[choice.clamp_max(MODES - 1)], kappa, generator=g)
 
     def law(self, backend: Backend, n: int) -> tuple[LatentLaw, Tensor]:
-        """The latent law of n chains, and its points (MODES + 1, D); the last is never used."""
+        """The latent law of n chains, and its points (MODES + 1, D); the last point is unused."""
         rows = torch.cat((self.mu, self.mu[:1]))
         log_p = self.p.log().expand(n, -1).contiguous()
         ids = torch.arange(MODES).expand(n, -1).contiguous()
@@ -75,10 +75,11 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Exact samples, to test states against.
+    """Exact samples, to compare states with.
 
     States are counted by their likeliest component, and by whether their energy is above the median
-    of the n exact samples. counts: those of the exact samples; mean: (D,), the exact mean state.
+    of the n exact samples. counts: the counts of the exact samples; mean: (D,), the exact mean
+    state.
     """
 
     target: Target
@@ -111,10 +112,10 @@ def _join(parts: list[Findings]) -> Findings:
 
 
 def weights(bench: Bench) -> Findings:
-    """Test single chains. They are annealed, as chains at the last level don't change modes.
+    """Test single chains. They are annealed, because chains at the last level don't change modes.
 
     GHMC is exact at each level. g-BAOAB runs at most 4,000 chains; at an arc of .1 its bias is far
-    below their noise.
+    below the noise of these chains.
     """
     mixture = Mixture.of(bench.seed)
     targets = [mixture.target(level) for level in LEVELS]
@@ -161,7 +162,7 @@ def replicas(backend: Backend, sizes: Sizes, seed: int) -> Findings:
 
 
 def _cells(target: Target, x: Tensor, median: float) -> Tensor:
-    """Counts (2 (MODES + 1),): components of low energy, then those of high energy."""
+    """Counts (2 (MODES + 1),) of states: by component at low energy, then at high energy."""
     high = target.energy(x) > median  # False for NaN; argmax then gives the first component
     return torch.bincount(target.terms(x).argmax(1) + high * (MODES + 1), minlength=2 * (MODES + 1))
 

@@ -1,7 +1,8 @@
 """Mutants: an integrator in plain torch with one law broken on purpose. The suite must notice each.
 
-It is written from model section 7, without the engine's code. It takes its random numbers from the
-same counters, so unbroken it follows the engine's chains step by step, which the suite checks.
+The integrator is written from model section 7, without the engine's code. It takes its random
+numbers from the same counters. So while it isn't broken it follows the engine's chains step by
+step, and the suite checks this.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Mutant = Literal[
     "mirrored chains",
     "one noise for both halves",
 ]
-"""In this order: no P_x on force, noise and velocity; sqrt(1 - e^(-gamma h)) instead of
+"""In this order: no projection P_x of force, noise and velocity; sqrt(1 - e^(-gamma h)) instead of
 sqrt(1 - e^(-2 gamma h)); v isn't transported with x; v isn't reversed after a rejected trajectory;
 acceptance ignores the temperature; e^(gamma h) instead of e^(-gamma h); step s + 2^16 repeats the
 noise of step s; all chains have the same noise; every second chain has the negated noise of the
@@ -135,7 +136,7 @@ class _Walk:
         speed = self.v.norm(dim=1, keepdim=True)
         cos, sin = torch.cos(speed * t), torch.sin(speed * t)
         x = cos * self.x + sin / speed.clamp_min(1e-300) * self.v
-        # Without transport, v is only projected into the new tangent space.
+        # The mutant without transport only projects v into the new tangent space.
         self.v = self.v - _dot(x, self.v) * x if self.mutant == "no transport" else cos * self.v - speed * sin * self.x
         self.x = x
 
@@ -145,7 +146,7 @@ class _Walk:
         self.v = decay * self.v + math.sqrt(self.task.temperature * abs(1 - kept)) * self._tangent(self.x, xi)
 
     def _land(self) -> None:
-        """Project x onto the sphere, do the second half kick, make v tangent."""
+        """Project x onto the sphere, do the second half kick, and make v tangent."""
         norm = self.x.norm(dim=1, keepdim=True)
         self.x = self.x / norm
         self.energy, self.force = self._energy(self.x)

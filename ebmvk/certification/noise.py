@@ -1,7 +1,7 @@
 """Test 11: random numbers of different steps, chains, seeds and coordinates are independent.
 
 Without a force, and with enough friction to remove the old velocity, the velocity after one step is
-the noise of that step. So a counter that repeats, or is partly ignored, shows as a correlation.
+the noise of that step. So a counter that repeats, or is partly ignored, causes a correlation.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def independent_noise(bench: Bench) -> Findings:
     values = [own]
     for name, tasks in far.items():
         runs = [bench.sampler(task).v for task in tasks]
-        # By rows in the same place: shifted chains share some numbers, but in other rows.
+        # Compare rows in the same place. Shifted chains share some numbers, but in other rows.
         checks.append(_check(f"noise of {name}", f"no two {name} share noise, at any distance", own, runs))
         values += runs
     checks.append(_coordinates(own))

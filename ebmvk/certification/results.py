@@ -10,15 +10,15 @@ from ebmvk.certification.chains import Sampler
 from ebmvk.certification.statistics import Evidence
 
 FAMILY_LEVEL = 1e-3
-"""Probability that a right sampler fails any check; its p-values share it (Bonferroni)."""
+"""Probability that a right sampler fails at least one check; all p-values share it (Bonferroni)."""
 
 
 @dataclass(frozen=True)
 class Check:
     """One verdict, decided by a p-value, by bounds of the statistic, or by both.
 
-    number: that of the test in model section 7. name: unique. claim: what is tested. n: number of
-    values behind the statistic.
+    number: the number of the test in model section 7. name: unique. claim: what is tested. n: the
+    number of values behind the statistic.
     """
 
     number: int
@@ -76,9 +76,10 @@ class Findings:
 class Sizes:
     """How much each test does. The tests' claims hold for any sizes.
 
-    chains: number of chains at d = 8 and 16; wide: at d = 640. looks: number of times that test 9
-    looks at each chain. long_chains, long_steps: of test 1. token_chains: number of chains in each
-    context of test 8; token_dimension: d of its made-up laws.
+    chains: number of chains at d = 8 and 16; wide: number of chains at d = 640. looks: number of
+    times that test 9 looks at each chain. long_chains, long_steps: chains and steps of test 1.
+    token_chains: number of chains in each context of test 8; token_dimension: d of its made-up
+    laws.
     """
 
     chains: int

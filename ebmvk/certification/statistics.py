@@ -1,7 +1,7 @@
-"""Statistics and their p-values: of means, of laws on the sphere, of counts.
+"""Statistics and their p-values, for means, laws on the sphere, and counts.
 
-All tests are of independent values, in float64. They are two-sided if a statistic can be too small
-as well as too large.
+All tests assume independent values and compute in float64. A test is two-sided if its statistic can
+be too small as well as too large.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def inertia_test(x: Tensor) -> Evidence:
 
 @functools.cache
 def cosine_cdf(d: int, kappa: float) -> Cdf:
-    """Distribution function of t = mu.x; its density is ~ (1 - t^2)^((d-3)/2) e^(kappa t)."""
-    # In theta = acos t the density, sin^(d-2)(theta) e^(kappa cos theta), has smooth ends.
+    """Distribution function of t = mu.x, with density ~ (1 - t^2)^((d-3)/2) e^(kappa t)."""
+    # The density of theta = acos t, sin^(d-2)(theta) e^(kappa cos theta), is smooth at both ends.
     coarse = np.linspace(0, math.pi, 20_001)
     seen = coarse[_log_density(coarse, d, kappa) > -60]
     theta = np.linspace(seen[0], seen[-1], 20_001)
@@ -85,7 +85,7 @@ def _log_density(theta: NDArray[Any], d: int, kappa: float) -> NDArray[Any]:
 
 
 def cosine_test(t: Tensor, d: int, kappa: float) -> Evidence:
-    """Kolmogorov-Smirnov's D of t = mu.x against its law under vMF. t: (n,)."""
+    """Kolmogorov-Smirnov test of t = mu.x against its law under vMF. t: (n,)."""
     values = t.double()
     if not bool(torch.isfinite(values).all()):
         return Evidence(math.nan, math.nan)
@@ -100,7 +100,7 @@ def vmf_mean(d: int, kappa: float) -> float:
 
 @dataclass(frozen=True)
 class Fit:
-    """Pearson's chi^2 of n counts against a law, rare cells pooled, and their likelihood ratio G.
+    """Pearson's chi^2 and the likelihood ratio G of n counts against a law, with rare cells pooled.
 
     freedom, variance: the exact mean and variance of chi^2 under the law. Fits of independent
     counts can be added.
@@ -123,11 +123,11 @@ class Fit:
 
     @property
     def p(self) -> float:
-        """The larger of two p-values: that of chi^2, with its exact mean and variance, and of G.
+        """The larger of two p-values: one of chi^2, with its exact mean and variance, and one of G.
 
-        If one cell is expected 5 times and seen 15 times, chi^2 gives a p-value 15 times too small
-        and G the right one. With many such cells G has the wrong mean. A single cell shows nothing:
-        p is 1.
+        If one cell is expected 5 times and seen 15 times, the p-value of chi^2 is 15 times too
+        small, and the p-value of G is right. With many such cells G has the wrong mean. A single
+        cell shows nothing: p is 1.
         """
         if self.freedom == 0:
             return 1.0
@@ -138,9 +138,9 @@ class Fit:
     def distance(self, confidence: float = CONFIDENCE) -> float:
         """Upper confidence bound of the total variation between the true and the tested law.
 
-        The distance is taken over the cells; at most 1. n times the chi^2 distance X of the two
-        laws is the non-centrality of the statistic, without bias, and total variation is at most
-        sqrt(X) / 2 (Cauchy and Schwarz), with equality if all cells are off by the same factor.
+        The distance is taken over the cells and is at most 1. With the chi^2 distance X of the two
+        laws, n X is the non-centrality of the statistic, without bias. Total variation is at most
+        sqrt(X) / 2 (Cauchy and Schwarz). The two are equal if all cells are off by the same factor.
         """
         if self.freedom == 0:
             return 0.0
@@ -149,7 +149,7 @@ class Fit:
     def excluded(self, alpha: float, confidence: float = CONFIDENCE) -> float:
         """The smallest total variation that a test of level alpha finds with this confidence.
 
-        It is taken over the cells and holds for any shape of the difference; at most 1.
+        It is taken over the cells, holds for a difference of any shape, and is at most 1.
         """
         if self.freedom == 0:
             return 0.0
@@ -168,7 +168,7 @@ def _noncentrality(statistic: float, freedom: float, below: float) -> float:
 
     if stats.chi2.cdf(statistic, freedom) <= below:
         return 0.0
-    high = statistic + 10 * math.sqrt(2 * statistic) + 50  # far enough: its mean alone exceeds the statistic
+    high = statistic + 10 * math.sqrt(2 * statistic) + 50  # large enough: the mean exceeds the statistic
     return float(optimize.brentq(gap, 1e-9, high))
 
 
@@ -198,10 +198,10 @@ def counts_test(counts: Tensor, p: Tensor) -> Evidence:
 
 
 def _gathered(counts: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts and law with rare cells pooled, likelier ones first, into cells of about POOLED
-    counts.
+    """Counts and law, with rare cells pooled into cells of about POOLED counts, the likelier cells
+    first.
 
-    One cell for all of them would hide the differences between them.
+    If all rare cells were pooled into one, the differences between them would be hidden.
     """
     rare = expected < RARE
     if not bool(rare.any()):
@@ -227,7 +227,7 @@ def same_law_test(one: Tensor, other: Tensor) -> Evidence:
 
 
 def _pooled(one: Tensor, other: Tensor, rare: Tensor) -> tuple[Tensor, Tensor]:
-    """Both samples with their rare cells summed in a last cell; empty cells are dropped."""
+    """Both samples with their rare cells summed into a last cell; empty cells are dropped."""
     if not bool(rare.any()):
         return one, other
     pooled = torch.stack([torch.cat((counts[~rare], counts[rare].sum()[None])) for counts in (one, other)])
@@ -238,8 +238,9 @@ def _pooled(one: Tensor, other: Tensor, rare: Tensor) -> tuple[Tensor, Tensor]:
 def tilt_test(excess: float, variance: float, slack: float = 0.0) -> Evidence:
     """A z-test that the tilt s of a law q ~ p e^(s f) is 0, from draws.
 
-    excess: the sum over draws of f minus its mean under p; to first order it is s times `variance`,
-    the variance of that sum. Draws from several laws add up. slack: |s| up to this size is allowed.
+    excess: the sum over draws of f minus its mean under p. variance: the variance of that sum; to
+    first order, excess is s times variance. For draws from several laws, add up the sums and the
+    variances. slack: |s| up to this size is allowed.
     """
     if variance == 0:
         return Evidence(0.0, 1.0) if excess == 0 else Evidence(math.copysign(math.inf, excess), 0.0)
@@ -249,7 +250,8 @@ def tilt_test(excess: float, variance: float, slack: float = 0.0) -> Evidence:
 def ratio_test(above: Tensor, below: Tensor, slack: float = 0.0) -> Evidence:
     """A z-test that the ratio of two means is 0, by the delta method.
 
-    above, below: (n,), of the same n draws. slack: ratios up to this size count as 0.
+    above, below: (n,), numerator and denominator of the same n draws. slack: ratios up to this size
+    count as 0.
     """
     ratio = float(above.double().mean() / below.double().mean())
     left = above.double() - ratio * below.double()

@@ -68,7 +68,7 @@ TOKENS: dict[str, TokenTest] = {
     "8 tokens with memory": tokens.with_memory,
     "8 tokens, coarse to fine": tokens.coarse,
 }
-"""The tests of tokens in the contexts of a model, or in made-up ones."""
+"""The tests of tokens in the contexts of a model, or in made-up contexts."""
 
 SEEN_BY: dict[Lie, tuple[LawTest, str]] = {
     "swap without the ratio": (mixtures.replicas, "mixture weights, tempering"),
@@ -91,7 +91,7 @@ SEEN_BY: dict[Lie, tuple[LawTest, str]] = {
 FULL = Sizes(20_000, 4000, looks=20, long_chains=8, long_steps=100_000, token_chains=25_000, token_dimension=256)
 QUICK = Sizes(4000, 1000, looks=20, long_chains=2, long_steps=100_000, token_chains=1000, token_dimension=64)
 QUICK_SLOW = Sizes(1000, 400, looks=24, long_chains=1, long_steps=100_000, token_chains=200, token_dimension=32)
-"""For lavapipe, which is Vulkan on a CPU, and for plain torch."""
+"""Sizes for lavapipe, which is Vulkan on a CPU, and for plain torch."""
 MUTANTS = Sizes(1500, 50, looks=20, long_chains=2, long_steps=100, token_chains=0, token_dimension=0)
 LIES = Sizes(4000, 1000, looks=20, long_chains=2, long_steps=100, token_chains=400, token_dimension=16)
 
@@ -140,7 +140,9 @@ class Certificate:
 
 
 def sizes_for(backend: Backend, *, quick: bool) -> Sizes:
-    """The sizes for a device; smaller ones for plain torch and for a possible CPU in disguise."""
+    """The sizes for a device. They are smaller for plain torch, and for a Vulkan device that may be
+    a CPU.
+    """
     if not quick:
         return FULL
     return QUICK if backend.name == "cpu" else QUICK_SLOW
@@ -149,7 +151,7 @@ def sizes_for(backend: Backend, *, quick: bool) -> Sizes:
 def certify(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, say: Say = lambda _: None) -> Certificate:
     """Run all tests and all mutants.
 
-    A typed error fails the test in which it was raised; `say` gets progress.
+    A typed error fails the test in which it was raised. say: called with lines on progress.
     """
     found = Certificate()
     bench = Bench(engine_sampler(backend), sizes, seed)
@@ -159,7 +161,7 @@ def certify(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, say: 
         _run(found, name, lambda test=test: test(bench), say)  # type: ignore[misc]
     for name, token_test in token_tests().items():
         if token_test is tokens.with_memory and contexts.query is not None:
-            continue  # the contexts of a model consult its own memory
+            continue  # a model's contexts use the model's own memory
         _run(found, name, lambda test=token_test: test(backend, contexts, sizes, seed), say)  # type: ignore[misc]
     others, missing = agreement.peers(backend)
     found.notes += [missing] if missing else []
@@ -173,7 +175,7 @@ def certify(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, say: 
 
 
 def token_tests() -> dict[str, TokenTest]:
-    """`TOKENS`, plus one test for each sampler of states whose registry entry names no tests."""
+    """`TOKENS`, plus a test for each sampler of states whose registry entry doesn't name tests."""
     own = [name for name, sampler in SAMPLERS.items() if sampler.module and not sampler.certificate]
     return TOKENS | {f"8 tokens, {name}": functools.partial(tokens.registered, name) for name in own}
 
@@ -192,7 +194,7 @@ def catch_lie(lie: Lie, seed: int, sizes: Sizes = LIES) -> Caught:
 
 @functools.lru_cache(maxsize=32)
 def _of_plain(test: Test, mutant: Mutant | None, sizes: Sizes, seed: int) -> Findings:
-    """Cached, because several mutants share the unbroken result."""
+    """The findings of a test of `Plain`; cached, because mutants share the unbroken result."""
     return test(Bench(Plain(mutant), sizes, seed))
 
 
@@ -203,7 +205,7 @@ def _of_lie(test: LawTest, lie: Lie | None, sizes: Sizes, seed: int) -> Findings
 
 
 def _named(findings: Findings, name: str) -> Check:
-    """The check whose name ends with the given one: some names begin with the backend's name."""
+    """The check whose name ends with `name`, because some names begin with the backend's name."""
     return next(check for check in findings.checks if check.name.endswith(name))
 
 

@@ -1,8 +1,8 @@
 """Test 8, the central one: a token decoded from a chain's state alone has the law p(v|c).
 
-Contexts come from a trained model, with its static memory in half of them if it has one. Without a
-model they are made up, and some of their laws are mixtures with a memory that the candidates know
-nothing of.
+Contexts come from a trained model. If it has a static memory, half of them use the memory. Without
+a model the contexts are made up; some of their laws are mixtures with a memory, and the candidates
+are chosen without this memory.
 
 Exact states test the latent law, its sampler and its decoder without the bias of a chain. Chains
 are biased: 200 steps leave a total variation of about .002. So for chains only a bound is claimed
@@ -31,7 +31,7 @@ _CHAINS = Slack(rest=0.03, exponent=0.02, concentration=0.02)
 
 
 def identity(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_steps: int | None = None) -> Findings:
-    """Each context by annealed Langevin: 200 steps, as in generation, or more if needed.
+    """Test each context by annealed Langevin: 200 steps, as in generation, or more if needed.
 
     A context that needs more steps passes, and its line says how many it needs. It fails if it
     needs more than 3,200, or if more steps don't help.
@@ -53,7 +53,7 @@ def with_memory(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int) -
 
 
 def exact(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int) -> Findings:
-    """Tokens decoded from exact states, without bias; p-values of all contexts together."""
+    """Test tokens decoded from exact states, without bias, in all contexts together."""
     points = backend.points(contexts.mu.contiguous())
     n, total = sizes.chains, Total()
     for i in range(len(contexts.labels)):
@@ -63,7 +63,7 @@ def exact(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int) -> Find
 
 
 def coarse(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_steps: int | None = None) -> Findings:
-    """Tokens of every fifth context by `coarse`; each level has the given number of steps."""
+    """Test tokens drawn coarse to fine in every fifth context; both levels take the same steps."""
     points = backend.points(contexts.mu.contiguous())
     neighbourhoods = Neighbourhoods.of(backend, contexts.mu)
     few = contexts.some(slice(1, None, 5))
@@ -126,5 +126,5 @@ def exact_made_up(backend: Backend, sizes: Sizes, seed: int) -> Findings:
 
 def identity_made_up(backend: Backend, sizes: Sizes, seed: int) -> Findings:
     """`identity` for a few made-up laws, with 200 steps only."""
-    contexts = synthetic(4 * sizes.token_dimension, seed, count=8)  # more dimensions show the concentration
+    contexts = synthetic(4 * sizes.token_dimension, seed, count=8)  # more dimensions show a wrong concentration
     return identity(backend, contexts, sizes, seed, most_steps=STEPS)

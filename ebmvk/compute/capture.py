@@ -38,10 +38,10 @@ from ebmvk.errors import ArgumentError, UnsupportedOperation
 class Captured:
     """A step's graph.
 
-    graph: functional, of operations that decompose.table leaves whole; changes of arguments are
-    `copy_` nodes at its end. names: of the arguments, one for each placeholder. donated: position
-    of a result -> position of the argument that it replaces. key: a hash of the graph and its
-    constants, equal in all processes.
+    graph: functional; its operations are those that decompose.table doesn't take apart. Changes of
+    arguments are `copy_` nodes at its end. names: names of the arguments, one for each placeholder.
+    donated: position of a result -> position of the argument that it replaces. key: a hash of the
+    graph and its constants, equal in all processes.
     """
 
     graph: fx.GraphModule
@@ -62,12 +62,12 @@ def capture(
     """The graph of a step at the shapes of `examples`.
 
     Args:
-        step: pure; it gets the examples one by one, without gradients of their own.
-        names: of the arguments, for messages.
+        step: a pure function; it gets the examples one by one, without gradients of their own.
+        names: names of the arguments, for messages.
         donated: position of a result -> position of the argument that it replaces.
-        others: arguments on which the graph must agree with the step. The default is made from the
-            examples: see replay.others. An empty list skips this.
-        spare: how many of the first arguments needn't be used.
+        others: sets of arguments on which the graph must agree with the step. The default is made
+            from the examples: see replay.others. An empty list skips this check.
+        spare: this many of the first arguments may be unused.
 
     Raises:
         ArgumentError: if an argument isn't a tensor, or nothing uses it.
@@ -87,9 +87,9 @@ class Traced:
 
     @property
     def key(self) -> str:
-        """A hash of the graph, its constants and the lines of the step that messages name, equal in
-        all processes. Empty if what comes after the trace depends on more than that, because others
-        than torch and this package say what operations are taken apart into."""
+        """A hash of the graph, its constants and the lines of the step that messages name. It is
+        equal in all processes. It is empty if the later stages depend on more than this: if code
+        outside torch and this package defines how operations are taken apart."""
         nodes = list(self.graph.graph.nodes)
         called = [node.target for node in nodes if node.op.startswith("call")]
         known = all(own is operator.getitem or getattr(own, "namespace", "") in decompose.LIBRARIES for own in called)
@@ -102,14 +102,14 @@ class Traced:
         return digest.hexdigest()
 
     def agrees(self) -> None:
-        """Raises UnsupportedOperation unless the graph is the step on another batch."""
+        """Raises UnsupportedOperation unless graph and step agree on other batches."""
         agree(self.step, [(self.graph, SAME)], variations(self.examples, 1)[0], self.names)
 
 
 def trace(
     step: Step, examples: Sequence[torch.Tensor], names: Sequence[str] | None = None, *, spare: int = 0
 ) -> Traced:
-    """The graph of a step's own operations. Arguments and errors are those of `capture`."""
+    """The graph of a step's own operations. Arguments and errors are as for `capture`."""
     names = list(names) if names is not None else [f"argument {number}" for number in range(len(examples))]
     require_tensors(names, examples)
     with lazily():  # graphs become Python code only if they are run
@@ -145,10 +145,10 @@ def require_tensors(names: Sequence[str], arguments: Sequence[object]) -> None:
 
 @contextmanager
 def tracing() -> Iterator[None]:
-    """What must hold while torch traces a step.
+    """A context in which torch can trace a step.
 
-    The caches of functions are empty, before and after: a tensor that was cached before must not
-    enter the graph, and one that is cached while tracing has no values.
+    It empties the caches of functions before and after the trace. A tensor that was cached before
+    must not enter the graph, and a tensor that is cached during the trace has no values.
     """
     _start_autograd()
     _clear_caches()
@@ -160,22 +160,22 @@ def tracing() -> Iterator[None]:
 
 @functools.cache
 def _start_autograd() -> None:
-    """Let autograd count the devices before a tracer pretends to have some.
+    """Let autograd count the devices before a tracer pretends that there are more.
 
-    While torch's builds for CUDA trace, they show eight GPUs, even on a machine without any. If the
-    first backward pass runs then, autograd starts a thread for each of them, and forks of the
-    process can no longer run backward passes.
+    While torch's builds for CUDA trace, they show eight GPUs, even on a machine without GPUs. If
+    the first backward pass runs during a trace, autograd starts a thread for each of these GPUs.
+    Then forks of the process can't run backward passes any more.
     """
     with torch.enable_grad():
         torch.ones((), requires_grad=True).backward()  # type: ignore[no-untyped-call]
 
 
 _KEEPS = frozenset({"torch", "sympy", "mpmath", "re", "typing", "functools", "numpy", "scipy"})
-"""Packages whose caches hold no tensors of a step."""
+"""Packages whose caches don't hold tensors of a step."""
 
 
 _SEEN: WeakSet[Any] = WeakSet()
-"""Caches that were found before. Objects that are frozen (gc.freeze) aren't found again."""
+"""Caches that earlier searches found. A search doesn't find frozen objects (gc.freeze) again."""
 
 
 def _clear_caches() -> None:
@@ -187,10 +187,10 @@ def _clear_caches() -> None:
 def note_caches() -> None:
     """Find the caches of all functions that may hold tensors of a step.
 
-    A cache refers to its type; to look for such references is faster than a loop over all objects.
+    A cache refers to its type. Looking for such references is faster than a loop over all objects.
     """
     for found in gc.get_referrers(functools._lru_cache_wrapper):
-        if type(found) is functools._lru_cache_wrapper:  # isinstance would ask proxies, and some warn
+        if type(found) is functools._lru_cache_wrapper:  # isinstance would call proxies, some of which warn
             module = getattr(found, "__module__", None) or ""
             if module.split(".")[0] not in _KEEPS and not module.startswith("ebmvk.compute"):
                 _SEEN.add(found)
@@ -201,8 +201,8 @@ def _make(function: Callable[..., Any], table: decompose.Table) -> Callable[...,
 
 
 def graph_of(step: Step, examples: Sequence[torch.Tensor], names: Sequence[str] | None = None) -> Captured:
-    """The graph of a function, which isn't checked; it may contain constants from caches. For tests
-    of single operations."""
+    """The graph of a function, for tests of single operations. It isn't checked, and may contain
+    constants from caches."""
     with sdpa_kernel(SDPBackend.MATH), fx_traceback.preserve_node_meta():
         first = _make(lambda *args: list(step(*args)), decompose.lists())(*examples)
     graph = _narrowed(_functional(first, examples))
@@ -264,7 +264,7 @@ def _depends_on_values(node: fx.Node) -> bool:
 
 
 def _functional(graph: fx.GraphModule, examples: Sequence[torch.Tensor]) -> fx.GraphModule:
-    """The graph without changes of tensors, taken apart."""
+    """The graph without in-place changes of tensors, taken apart into primitives."""
 
     def make(function: Callable[..., Any]) -> Callable[..., fx.GraphModule]:
         return _make(torch.func.functionalize(function, remove="mutations"), decompose.table())
@@ -277,8 +277,8 @@ def _functional(graph: fx.GraphModule, examples: Sequence[torch.Tensor]) -> fx.G
 
 
 def _all_traced(graph: fx.GraphModule, make: Make, examples: Sequence[torch.Tensor]) -> fx.GraphModule:
-    """The same by a trace of the whole graph, in which torch follows all views. Functionalising the
-    step itself would fail at its autograd functions; its graph has none left."""
+    """The same as `_functional`, by a trace of the whole graph, in which torch follows all views.
+    Functionalising the step itself would fail at its autograd functions, but its graph has none."""
 
     def called(*args: torch.Tensor) -> Any:
         return fx.Interpreter(graph).run(*args)
@@ -290,7 +290,7 @@ def _all_traced(graph: fx.GraphModule, make: Make, examples: Sequence[torch.Tens
 
 
 def _narrowed(graph: fx.GraphModule) -> fx.GraphModule:
-    """The graph with two values of float32 in place of each of float64, if it has any."""
+    """The graph with each float64 value, if there are any, replaced by two float32 values."""
     if not narrow.wide(graph):
         return graph
     with torch.no_grad():

@@ -1,5 +1,5 @@
-"""Several steps over the same parameters and state, run one after another with one wait for the
-device: for example passes over parts of a batch, and then the update."""
+"""Runs several steps over the same parameters and state one after another, with a single wait for
+the device: for example, passes over parts of a batch, and then the update."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ebmvk.errors import ArgumentError
 
 @dataclass(frozen=True)
 class Link:
-    """One of the steps of a chain. keeps: the entries of the state that it is given and returns."""
+    """One step of a chain. keeps: the entries of the state that the step gets and returns."""
 
     step: TrainingStep
     keeps: Collection[str]
@@ -41,7 +41,7 @@ class Chain:
     """Compiled steps over the same parameters and state.
 
     Each step is a function (parameters, part of the state, batch, scalars) -> (parameters, part of
-    the state, record). It returns what it doesn't change, too. A step that is called several times
+    the state, record). It also returns what it doesn't change. A step that is called several times
     in a run is compiled once.
 
     Args:
@@ -50,8 +50,8 @@ class Chain:
         backend, device, check, limits: see `compile_step`.
 
     Attributes:
-        ran: what the last run did on the device; None in numpy. cpu_ops: torch's operations on the
-            host between its submission and its end.
+        ran: what the last run did on the device; None in numpy. cpu_ops: the number of torch's
+            operations on the host between the run's submission and its end.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Chain:
         """The programs of some calls, with parameters and state in place. The first time, prepare
         everything that later runs will call.
 
-        making: called first if a program doesn't exist yet, since making it takes a while.
+        making: called before a program is made, because making it takes a while.
 
         Raises as `compile_step`, and OutOfMemory.
         """
@@ -139,7 +139,7 @@ class Chain:
         return self._held.read(self._first, state)
 
     def lent(self) -> tuple[Tree, Runner]:
-        """Parameters and a program that holds them, as `CompiledStep.lent`.
+        """The parameters and a program that holds them, as `CompiledStep.lent` returns them.
 
         Raises ArgumentError if nothing is prepared yet.
         """

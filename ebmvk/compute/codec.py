@@ -1,9 +1,9 @@
 """Plans as bytes that are safe to read: numbers, text, arrays, and objects of the few classes that
 a plan consists of.
 
-Their type annotations are the format: a value that doesn't have the annotated type isn't read.
-Nothing in the bytes is run. Objects are numbered, and each refers only to those before it; equal
-ones are written once.
+The type annotations of these classes are the format: a value that doesn't have the annotated type
+isn't read. Nothing in the bytes is run. Objects are numbered, and each refers only to earlier
+objects; equal objects are written once.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _NUMBERS = ("<f4", "<i4", "<u4", "|b1", "<i8", "<f8")
 
 
 class Unreadable(ValueError):
-    """Bytes that `pack` didn't write, or not these."""
+    """The error for bytes that `pack` didn't write, or that have changed since."""
 
 
 def pack(key: str, made: plan.Plan) -> bytes:
-    """A plan and the key that it was made for.
+    """A plan and its key as bytes.
 
     Raises TypeError if the plan has something that can't be written.
     """
@@ -80,20 +80,21 @@ def unpack(key: str, data: bytes) -> plan.Plan:
 
 
 class _Writer:
-    """objects: [class, values of its fields] as text, in order. blobs: arrays and bytes; sizes: of
-    each."""
+    """objects: [class, values of its fields] as text, in order. blobs: arrays and bytes. sizes: the
+    size of each blob."""
 
     def __init__(self) -> None:
         self.objects: list[str] = []
         self.blobs: list[bytes] = []
         self.sizes: list[int] = []
         self._numbers: dict[int, int] = {}  # by the object's id
-        self._equal: dict[str, int] = {}  # by its text, in which 1, 1.0 and True differ, and 0.0 and -0.0
+        self._equal: dict[str, int] = {}  # by its text, where 1, 1.0 and True differ, as do 0.0 and -0.0
         self._blobs: dict[bytes, int] = {}
-        self._alive: list[object] = []  # else another object could get the same id
+        self._alive: list[object] = []  # keeps objects alive, so that no other object gets the same id
 
     def number(self, thing: object) -> int:
-        """The object's number. Parts come first. Without recursion: expressions can be deep."""
+        """The object's number. Its parts get numbers first. This uses no recursion, because
+        expressions can be deep."""
         stack = [thing]
         while stack:
             top = stack[-1]
@@ -181,7 +182,7 @@ def _exactly(kind: type, value: Any) -> Any:
 
 
 class _Reader:
-    """blobs: bytes of arrays and kernels, one after another. sizes: of each."""
+    """blobs: bytes of arrays and kernels, one after another. sizes: the size of each in bytes."""
 
     def __init__(self, blobs: bytes, sizes: list[int]) -> None:
         self.objects: list[Any] = []
@@ -205,7 +206,7 @@ class _Reader:
         self.objects.append(CLASSES[name](*parts))
 
     def _of(self, hint: Any) -> _Read:
-        """What reads a value of an annotated type."""
+        """The function that reads a value of an annotated type."""
         found = self._known.get(hint)
         if found is None:
             found = self._known[hint] = self._made(hint)

@@ -16,7 +16,7 @@ Known = dict[int, int]
 class Writer:
     """Nodes of one graph in one module.
 
-    buffers: variable of each binding.
+    buffers: the variable of each binding.
     """
 
     def __init__(self, module: Module, graph: Graph, buffers: Mapping[int, int]) -> None:
@@ -25,7 +25,7 @@ class Writer:
         self.buffers = buffers
 
     def write(self, numbers: Iterable[int], into: Known, outer: Known) -> None:
-        """Writes, in order, the nodes that neither `into` nor `outer` knows. Results go to `into`.
+        """Writes, in order, the nodes that are in neither `into` nor `outer`. Adds them to `into`.
         The block where the values of `outer` were computed must dominate this one."""
         for number in numbers:
             if number not in into and number not in outer:
@@ -67,7 +67,7 @@ def function(module: Module, name: str, arity: int) -> int:
         return made
     graph, result = graph_of(name, arity)
     numbers = graph.closure([result])
-    for number in numbers:  # functions that it calls come first
+    for number in numbers:  # the functions that this function calls come first
         node = graph.nodes[number]
         if node.op == "call":
             function(module, node.extra, len(node.args))

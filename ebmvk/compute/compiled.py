@@ -23,41 +23,41 @@ from ebmvk.errors import OutOfMemory
 
 @dataclass(frozen=True)
 class Result:
-    """A run: the results that it brought to the host, by position, and what it did."""
+    """What a run returns: the results brought to the host, by position, and what the run did."""
 
     outputs: dict[int, Array]
     ran: Ran
 
 
 class Compiled:
-    """A program that is ready to run. Every run is one wait. Several programs can run with one
-    wait, too: see `sequence`.
+    """A program that is ready to run. Each run waits for the device once. Several programs can also
+    run with one wait: see `sequence`.
 
-    Leaves that aren't fed stay on the device, in `state`, between runs and between programs. Write
-    them before the first run.
+    Leaves (arguments) that aren't fed stay on the device, in `state`, between runs and between
+    programs. Write them before the first run.
 
     Args:
         recorder: the device.
         program: the program.
-        names: of the leaves, by position; by default their numbers.
+        names: names of the leaves, by position; by default their numbers.
         fed: positions of the leaves that each run gets from the host; by default those that no
             result replaces.
         fetched: positions of the results that each run brings to the host; by default those that
             replace no leaf.
-        state: arguments on this device that it shares with other programs.
-        arena: memory for intermediate results that other programs use in their own runs.
-        alone: False if it only runs in sequences, so that it needs no recording of its own.
-        alias: intermediate results share memory; see `plan.make_plan`.
+        state: arguments on this device that the program shares with other programs.
+        arena: memory for intermediate results; other programs use it in their own runs.
+        alone: False if the program only runs in sequences, so that it needs no own recording.
+        alias: whether intermediate results share memory; see `plan.make_plan`.
         poison: for tests: fills memory with NaN before it is written and after its last use.
         lower: for tests: makes kernels of nodes.
-        plan: what `make_plan` made of the same program and arguments before.
+        plan: an earlier plan that `make_plan` made of the same program and arguments.
         segment_seconds: see `Plan.segments`.
 
     Attributes:
         plan: places, sizes and segments.
 
     Raises:
-        OutOfMemory: no room on the device; the message has the planned bytes.
+        OutOfMemory: the device has too little memory; the message has the planned bytes.
         ArgumentError: a tensor or a kernel is larger than the device allows.
     """
 
@@ -123,10 +123,10 @@ class Compiled:
         return self.state.read(names)
 
     def output(self, position: int) -> Array:
-        """A result of the last run that was fetched or replaces an argument.
+        """A result of the last run: one that was fetched, or one that replaces an argument.
 
         Raises:
-            ValueError: its memory may have been used again.
+            ValueError: the result was neither; its memory may have been used again.
         """
         view = self.plan.settled.outputs[position] if position not in self.program.donated else self._target(position)
         if self.plan.places[view.tensor.id].region == "arena":
@@ -153,7 +153,7 @@ class Compiled:
         return {region: self.recorder.memory(size, f"a program's region '{region}'") for region, size in sizes.items()}
 
     def _sequence(self) -> InSequence:
-        return InSequence([weakref.proxy(self)])  # memory is freed with the last reference, without a collector
+        return InSequence([weakref.proxy(self)])  # a proxy, so that no reference cycle delays freeing memory
 
     def _place_kept(self) -> dict[int, tuple[Memory, int]]:
         kept = [tensor for tensor in self.program.inputs if self.plan.places[tensor.id].region == "kept"]
@@ -187,9 +187,9 @@ class Compiled:
         return memory, offset + 4 * view.offset, 4 * int(np.prod(view.shape, dtype=np.int64))
 
     def record(self, record: Recording) -> Slots:
-        """Adds a run of the program to a recording, with transfers of its own.
+        """Adds a run of the program, with its own transfers, to a recording.
 
-        Raises OutOfMemory: no room for intermediate results; the message has the planned bytes.
+        Raises OutOfMemory if intermediate results don't fit; the message has the planned bytes.
         """
         plan = self.plan
         self._memories["arena"] = self.arena.memory(f"a program's arena of {plan.peak_bytes} bytes in all")
@@ -235,7 +235,7 @@ class Compiled:
                 record.cut(cuts[number])
 
     def _freed(self) -> dict[int, list[Tensor]]:
-        """Tensors of the arena by the step after which nobody needs them."""
+        """Tensors of the arena, by the number of the last step that needs them."""
         freed: dict[int, list[Tensor]] = {}
         seen: set[int] = set()
         for step in self.plan.steps:
@@ -266,7 +266,7 @@ class Compiled:
 
 
 class Cache:
-    """Compiled programs by key, the ones used least recently dropped first.
+    """Compiled programs by key. The least recently used programs are dropped first.
 
     Args:
         most: the number of programs to keep.
@@ -277,8 +277,8 @@ class Cache:
         self._kept: OrderedDict[Hashable, Compiled] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], Compiled]) -> Compiled:
-        """The program of a key, made if it isn't there. If memory runs out, all others are dropped
-        first and it is tried again."""
+        """The program of a key, made if it isn't there. If memory runs out, all other programs are
+        dropped and the program is made again."""
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
@@ -288,7 +288,7 @@ class Cache:
         except OutOfMemory:
             if not self._kept:
                 raise
-        if made is None:  # outside of `except`, where the error would keep what the first try allocated
+        if made is None:  # after `except`: inside, the error would hold the memory of the first try
             self._kept.clear()
             made = make()
         self._kept[key] = made

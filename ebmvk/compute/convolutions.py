@@ -20,7 +20,8 @@ def _columns(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> torch.Tensor:
-    """What each place of the kernel sees: (batch, channels, places of the kernel, outputs)."""
+    """The inputs that meet each place of the kernel, at each output: (batch, channels, places of
+    the kernel, outputs)."""
     widths = [width for size in reversed(padding) for width in (size, size)]
     padded = torch.nn.functional.pad(x, widths) if any(widths) else x
     seen = [_seen(padded, place, outputs, stride, dilation) for place in _places(kernel)]
@@ -30,7 +31,7 @@ def _columns(
 def _seen(
     padded: torch.Tensor, place: Sequence[int], outputs: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> torch.Tensor:
-    """What one place of the kernel sees along the last axes."""
+    """The inputs that meet one place of the kernel, at each output along the last axes."""
     first = padded.dim() - len(place)
     for axis, (at, step, gap, count) in enumerate(zip(place, stride, dilation, outputs, strict=True), first):
         begin = at * gap
@@ -56,8 +57,8 @@ def convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> torch.Tensor:
-    """A convolution as one product: the input's columns times the weights, group by group. A
-    transposed one is the gradient of a convolution for its input."""
+    """A convolution as one product of the input's columns and the weights, group by group. A
+    transposed convolution is computed as the gradient of a convolution for its input."""
     stride, padding, dilation, output_padding = _spread_to(x.dim() - 2, stride, padding, dilation, output_padding)
     if transposed:
         result = _to_input(x, weight, _transposed_shape(x, weight, stride, padding, dilation, output_padding, groups),
@@ -75,7 +76,7 @@ def convolution(
 
 
 def _spread_to(rank: int, *values: Sequence[int]) -> list[list[int]]:
-    """One number for all axes, or one for each."""
+    """Values with one number for each axis. A single number holds for all axes."""
     return [list(part) * rank if len(part) == 1 else list(part) for part in values]
 
 
@@ -103,7 +104,7 @@ def _to_input(
     dilation: Sequence[int],
     groups: int,
 ) -> torch.Tensor:
-    """The gradient of a convolution for its input, which has this shape."""
+    """The gradient of a convolution for its input. shape: the input's."""
     kernel = weight.shape[2:]
     flat = gradient.reshape(shape[0], groups, weight.shape[0] // groups, -1)
     weights = weight.reshape(1, groups, weight.shape[0] // groups, -1)
@@ -121,7 +122,7 @@ def _to_weight(
     dilation: Sequence[int],
     groups: int,
 ) -> torch.Tensor:
-    """The gradient of a convolution of x for its weight."""
+    """The gradient of a convolution for its weight. x: the convolution's input."""
     seen = _columns(x, weight.shape[2:], gradient.shape[2:], stride, padding, dilation)
     rows = seen.reshape(x.shape[0], groups, -1, seen.shape[-1])
     flat = gradient.reshape(x.shape[0], groups, weight.shape[0] // groups, -1)
@@ -153,7 +154,7 @@ def convolution_backward(
         of_x = of_x[(slice(None), slice(None), *(slice(0, size) for size in x.shape[2:]))]
     elif output_mask[0]:
         of_x = _to_input(gradient, weight, x.shape, *rest, groups)
-    if output_mask[1]:  # a transposed convolution has its input where the other has its result
+    if output_mask[1]:  # in a transposed convolution, input and result change roles
         of_weight = _to_weight(*((x, gradient) if transposed else (gradient, x)), weight, *rest, groups)
     if output_mask[2]:
         of_bias = gradient.sum([0, *range(2, gradient.dim())])
@@ -168,7 +169,7 @@ def _from_columns(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> torch.Tensor:
-    """The sum of what each place of the kernel gives back to the input."""
+    """The sum, at each element of the input, of the columns at the places that read the element."""
     total = None
     for number, place in enumerate(_places(kernel)):
         part = columns[:, :, number]
@@ -180,7 +181,7 @@ def _from_columns(
 
 
 def _spread(part: torch.Tensor, axis: int, size: int, start: int, step: int) -> torch.Tensor:
-    """A tensor of `size` along an axis that has element i of `part` at start + i * step, else 0."""
+    """Zeros of `size` along an axis, with element i of `part` at position start + i * step."""
     if step > 1:
         pieces = [part.unsqueeze(axis + 1)]
         pieces += [torch.zeros_like(pieces[0])] * (step - 1)
@@ -202,7 +203,7 @@ def _spread(part: torch.Tensor, axis: int, size: int, start: int, step: int) -> 
 def _windows(
     size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil: bool
 ) -> tuple[list[int], list[int]]:
-    """How many windows there are along each axis, and the padding at the end that they need."""
+    """The number of windows along each axis, and the padding that they need at its end."""
     counts, after = [], []
     for n, k, step, pad in zip(size, kernel, stride, padding, strict=True):
         reach = n + 2 * pad - k
@@ -215,7 +216,8 @@ def _windows(
 
 
 def _each(rank: int, *values: Sequence[int]) -> list[list[int]]:
-    """One number for all axes, or one for each. A stride that isn't given is the window's size."""
+    """Values with one number for each axis. A single number holds for all axes. A stride that isn't
+    given is the window's size."""
     kernel, *rest = _spread_to(rank, *values)
     return [kernel, *(part or kernel for part in rest)]
 
@@ -224,7 +226,7 @@ def _shares(
     size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], counts: Sequence[int],
     inside: bool, divisor: int | None,
 ) -> torch.Tensor:  # fmt: skip
-    """What the sum over each window is divided by."""
+    """The number by which the sum over each window is divided."""
     whole = torch.ones(())
     for axis, (n, k, step, pad, count) in enumerate(zip(size, kernel, stride, padding, counts, strict=True)):
         begin = torch.arange(count) * step - pad
@@ -278,7 +280,7 @@ def avg_pool_backward(
 
 
 def _share_of(size: int, count: int) -> torch.Tensor:
-    """What each of `count` windows of different lengths takes of each of `size` elements."""
+    """The weight of each of `size` elements in the mean of each of `count` windows."""
     number, place = torch.arange(count)[:, None], torch.arange(size)[None, :]
     begin = torch.div(number * size, count, rounding_mode="floor")
     end = torch.div((number + 1) * size + count - 1, count, rounding_mode="floor")
@@ -323,7 +325,7 @@ def max_pool(
     for axis, (n, step, pad, gap) in enumerate(zip(size, stride, padding, dilation, strict=True)):
         at = torch.div(place, math.prod(kernel[axis + 1 :]), rounding_mode="floor") % kernel[axis]
         begin = (torch.arange(largest.shape[axis - rank]) * step - pad).reshape(-1, *(1 for _ in size[axis + 1 :]))
-        # Only where all elements are -inf is the place in the padding.
+        # The largest element is in the padding only if all elements of the window are -inf.
         position = position * n + torch.clamp(begin + at * gap, 0, n - 1)
     return largest, position
 

@@ -1,7 +1,8 @@
 """Which operations are taken apart, and into what.
 
-torch's own decompositions take apart all that the table of primitives doesn't have. The rest is
-here: lists of tensors (`torch._foreach_*`), convolutions and what torch keeps whole.
+torch's own decompositions take apart most operations that aren't primitives. This module takes
+apart the rest: lists of tensors (`torch._foreach_*`), convolutions, and operations that torch
+doesn't decompose.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def _each(name: str, *, changes: bool) -> Callable[..., Any]:
             args = (*args, scalars)
         results = []
         for number, tensor in enumerate(tensors):
-            # A tensor of scalars (addcmul.Tensor) has one for each; a tensor of none is for all.
+            # A tensor of scalars (addcmul.Tensor) has one scalar for each tensor of the list. A
+            # tensor without axes holds for all of them.
             own = [part[number] if isinstance(part, list | tuple) or (isinstance(part, torch.Tensor) and part.dim())
                    else part for part in args]  # fmt: skip
             if name in {"addcdiv", "addcmul"} and len(own) == 3:
@@ -105,8 +107,8 @@ def _each(name: str, *, changes: bool) -> Callable[..., Any]:
 def lists() -> Table:
     """Decompositions for the trace of the whole step, before any other.
 
-    `torch._foreach_*` becomes one operation per tensor. Operations that change an argument although
-    their name doesn't say so become operations that return the new value.
+    `torch._foreach_*` becomes one operation per tensor. Some operations change an argument although
+    their name doesn't say so; they become operations that return the new value.
     """
     table: Table = {
         operation: decomposition_table[operation] for operation in _CHANGES if operation in decomposition_table
@@ -140,7 +142,7 @@ def _gather_backward(
 
 
 def _take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """torch's own form reads the value of an index without axes."""
+    """take without reading values: torch's own form reads the value of an index without axes."""
     return x.reshape(-1)[index.reshape(-1)].reshape(index.shape)
 
 
@@ -152,7 +154,8 @@ def _var_mean(
     *,
     correction: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """In two passes, the mean first: a sum of squares would lose digits."""
+    """Variance and mean in two passes, the mean first. A sum of squares in one pass would lose
+    digits."""
     if isinstance(dim, bool):  # the overload without axes
         dim, unbiased = None, dim
     correction = int(unbiased) if correction is None else correction
@@ -178,7 +181,7 @@ def _square(x: torch.Tensor) -> torch.Tensor:
 
 
 def _hypot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Without overflow of the squares."""
+    """sqrt(x² + y²) without overflow of the squares."""
     large = torch.maximum(x.abs(), y.abs())
     ratio = torch.minimum(x.abs(), y.abs()) / torch.where(large > 0, large, 1.0)
     return large * torch.sqrt(1 + ratio * ratio)
@@ -189,8 +192,8 @@ def _isfinite(x: torch.Tensor) -> torch.Tensor:
 
 
 def _composite(operation: torch._ops.OpOverload) -> bool:
-    """True if torch writes an operation in terms of others itself; its decomposition would go down
-    to `prims` instead."""
+    """True if torch itself writes an operation in terms of other operations. Its decomposition
+    would use `prims` instead."""
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(operation._name, "CompositeImplicitAutograd"))
 
 
@@ -198,26 +201,26 @@ _REGISTERED: Table = {}
 
 
 def register(operation: Any, function: Callable[..., Any]) -> None:
-    """Takes an operation of `torch.library` apart into `function`, written in torch, unless it is a
-    primitive."""
+    """Registers `function`, written in torch, as what an operation of `torch.library` is taken
+    apart into, unless the operation is a primitive."""
     _REGISTERED[operation] = function
     _table.cache_clear()
     _all_own.cache_clear()
 
 
 def table() -> Table:
-    """The decompositions in use: torch's, but not those of primitives, and ours."""
+    """The decompositions in use: torch's, except those of primitives, and this package's."""
     return _table(len(library.REFERENCES))  # modules that are imported later add operations
 
 
 _OWN = frozenset({"torch", "ebmvk"})
 LIBRARIES = frozenset({"aten", "prims", "ebmvk"})
-"""Operations that torch and this package take apart."""
+"""Libraries whose operations torch and this package take apart."""
 
 
 def all_own() -> bool:
-    """True if nobody else says what the operations of `LIBRARIES` are taken apart into. Then it
-    follows from the versions of torch and of this package."""
+    """True if only torch and this package define how operations of `LIBRARIES` are taken apart.
+    Then the decompositions follow from the versions of both."""
     return _all_own(len(library.REFERENCES))
 
 

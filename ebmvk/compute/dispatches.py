@@ -1,4 +1,4 @@
-"""What a call of a kernel is made of, and axes that strided operands share."""
+"""The steps of a kernel's call, and the axes that strided operands share."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ class Dispatch:
     """One run of a kernel of shaders/kernels.toml.
 
     Attributes:
-        kernel: its name. group: invocations of a workgroup. constants: the manifest's `specialise`.
+        kernel: its name. group: invocations of a workgroup. constants: values of the constants that
+            the manifest lists under `specialise`.
         tensors: one for each binding, bound as a whole.
         push: push constants.
         groups: the number of workgroups.
-        flops: additions and multiplications.
-        bytes: the least that must be moved.
+        flops: the number of additions and multiplications.
+        bytes: the least number of bytes that must be moved.
     """
 
     kernel: str
@@ -57,7 +58,7 @@ class Fill:
 
 @dataclass(frozen=True)
 class Planned:
-    """The steps of a call, in order. Each reads what those before it wrote."""
+    """The steps of a call, in order. Each step may read what earlier steps wrote."""
 
     steps: tuple[Dispatch | Fill, ...] = ()
 
@@ -78,7 +79,7 @@ def packed(order: Sequence[str], values: Mapping[str, int | float]) -> bytes:
 
 
 def power_of_two(value: int) -> int:
-    """The least power of two that is not below `value`."""
+    """The least power of two that is at least `value`."""
     return 1 << max(value - 1, 0).bit_length()
 
 
@@ -92,7 +93,7 @@ def spread(count: int, most: int) -> tuple[int, int, int]:
 
 @dataclass
 class Axes:
-    """Axes that several operands share, outermost first: sizes, and of each operand the strides."""
+    """Axes that several operands share, outermost first: sizes, and strides of each operand."""
 
     sizes: list[int]
     strides: dict[str, list[int]]
@@ -100,7 +101,7 @@ class Axes:
 
     @classmethod
     def of(cls, views: Mapping[str, View], kept: int) -> Axes:
-        """All axes of the views but the last `kept`."""
+        """All axes of the views except the last `kept`."""
         first = next(iter(views.values()))
         count = len(first.shape) - kept
         strides = {name: list(view.strides[:count]) for name, view in views.items()}
@@ -138,7 +139,7 @@ class Axes:
             yield from Axes(sizes, strides, offsets).parts(axes, most)
 
     def padded(self, axes: int) -> Axes:
-        """With axes of size 1 in front, `axes` in all."""
+        """The same points with axes of size 1 in front, so that there are `axes` axes."""
         more = axes - len(self.sizes)
         strides = {name: [0] * more + mine for name, mine in self.strides.items()}
         return Axes([1] * more + self.sizes, strides, dict(self.offsets))

@@ -1,8 +1,8 @@
 """Results that replace arguments of the next run.
 
-A result is written over the argument that it replaces if nobody reads the old value afterwards;
-otherwise it gets memory of its own and is copied at the end. `settle` decides this by rewriting the
-program, so that later stages see an ordinary tensor that is read and written.
+If nothing reads an argument's old value later, the result that replaces it is written over it.
+Otherwise the result gets memory of its own and is copied at the end. `settle` decides this and
+rewrites the program, so that later stages see an ordinary tensor that is read and written.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from ebmvk.compute.ir import (
 
 @dataclass(frozen=True)
 class Settled:
-    """A program whose donated results are where the next run looks for them, once `copies` are
-    done.
+    """A program whose donated results, after `copies`, lie where the next run reads them.
 
     Attributes:
-        nodes: to run in order.
-        outputs: dense views with the values of all results after the nodes, by position. A result
-            that was written in place is the argument's view.
-        copies: (from, to), dense views, after the nodes. None of them reads what another writes.
-        in_place: positions of the results that need no copy.
+        nodes: run in this order.
+        outputs: dense views with the values of all results after the nodes, by position. For a
+            result that is written in place, this is the argument's view.
+        copies: (from, to), dense views, copied after the nodes. No copy reads what another one
+            writes.
+        in_place: positions of the results that don't need a copy.
     """
 
     nodes: list[PlanNode]
@@ -72,12 +72,12 @@ def settle(program: Program) -> Settled:
 
 
 def same_place(a: View, b: View) -> bool:
-    """True if two views are of the same elements in the same order."""
+    """True if two views have the same elements in the same order."""
     return a.tensor == b.tensor and a.offset == b.offset and a.shape == b.shape and _steps(a) == _steps(b)
 
 
 def extent(view: View) -> tuple[int, int]:
-    """The position of a view's first element in its tensor, and one past that of its last."""
+    """(begin, end): the range of positions in its tensor that a view's elements lie in."""
     if 0 in view.shape:
         return view.offset, view.offset
     ends = [stride * (size - 1) for size, stride in zip(view.shape, view.strides, strict=True)]
@@ -133,7 +133,7 @@ def _check_donated(program: Program) -> None:
 
 
 def _unions(program: Program) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs of a tensor that a node writes, and the input whose memory it can have."""
+    """Pairs of a tensor that a node writes and the input whose memory the tensor can take."""
     own = set(program.inputs) | set(program.constants)
     pairs: dict[Tensor, set[Tensor]] = {}
     for position, leaf in program.donated.items():
@@ -175,8 +175,8 @@ def _can_replace(program: Program, new: Tensor, old: Tensor) -> bool:
 
 
 def _read_in_time(at: int, view: View, own_index: bool, written: Sequence[tuple[int, View]]) -> bool:
-    """True if a read of the old value comes before every write of a new one over it. Within a loop,
-    each element must be written where it is read."""
+    """True if a read of the old value comes before every write of a new value over it. If one loop
+    does both, each of its points must read only the element that it writes."""
     return all(
         at < when or (at == when and own_index and same_place(view, new)) for when, new in written if overlap(view, new)
     )

@@ -1,8 +1,8 @@
-"""Loops as kernels: `kernel_of` makes one dispatch, `kernels_of` as many as serve a loop best.
+"""Loops as kernels: `kernel_of` makes one dispatch of a loop, `kernels_of` as many as are fastest.
 
-A loop without reductions runs one invocation for each point, or for several in turn. A reduction
-gives each row some invocations of a workgroup: `along` of them share a row, `across` rows share the
-workgroup. Sums are added in a fixed order, so the same module gives the same bits.
+In a loop without reductions, each invocation computes one point, or several in turn. In a loop with
+reductions, `along` invocations of a workgroup share a row, and `across` rows share the workgroup.
+Sums are added in a fixed order, so the same module gives the same bits.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def kernel_of(loop: Loop, limits: Limits) -> Generated:
 
 
 def kernels_of(loop: Loop, limits: Limits, fresh: Fresh) -> tuple[Generated, ...]:
-    """A loop as dispatches to be run in order; none if it has nothing to store.
+    """The dispatches of a loop, to be run in order; none if the loop has nothing to store.
 
-    fresh: makes a tensor for results that only these dispatches use.
+    fresh: makes a tensor for intermediate results of these dispatches.
     """
     if 0 in loop.parallel or (0 in loop.shape and all(len(s.view.shape) == len(loop.shape) for s in loop.stores)):
         return ()
@@ -131,12 +131,12 @@ def _rows(reading: Reading, part: Part | None, limits: Limits) -> Generated:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a loop of a single dispatch needs of a kernel that it shares with others.
+    """What a loop of one dispatch needs from a kernel that it shares with other loops.
 
     Attributes:
-        group: invocations of a workgroup; 0 if any number will do.
-        shared_bytes: shared memory, at most.
-        tensors: what it binds.
+        group: invocations of a workgroup; 0 if any number works.
+        shared_bytes: the most shared memory that the loop uses.
+        tensors: the tensors that the loop binds.
     """
 
     group: int
@@ -169,7 +169,7 @@ def fit(parts: Sequence[Needs], limits: Limits) -> bool:
 
 
 def kernel_of_all(loops: Sequence[Loop], limits: Limits) -> Generated:
-    """Loops that `fit` as one dispatch: each has workgroups of its own, one after another."""
+    """One dispatch of loops that `fit`. Each loop gets a range of the workgroups for itself."""
     readings = [read(loop) for loop in loops]
     shapes = [
         _tile(reading, limits) if _in_rows(loop, reading) else None
@@ -193,7 +193,7 @@ def kernel_of_all(loops: Sequence[Loop], limits: Limits) -> Generated:
     module.label()
     number, first = group_number(module, groups), 0
     for reading, shape, count in zip(readings, shapes, counts, strict=True):
-        own = module.emit(Op.I_SUB, module.type("uint32"), number, module.uint(first))  # wraps if it is another's
+        own = module.emit(Op.I_SUB, module.type("uint32"), number, module.uint(first))  # wraps for other loops
         bound = [buffers[tensor] for tensor in reading.tensors]
         with module.when(module.emit(Op.U_LESS_THAN, module.type("bool"), own, module.uint(count))):
             if shape:

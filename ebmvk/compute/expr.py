@@ -1,7 +1,7 @@
 """Expressions made once: equal expressions are one object, so sharing costs nothing.
 
-Everything in front of the kernels makes expressions through these functions. They fold what is
-constant and drop what does nothing; they never reorder floating-point arithmetic.
+All stages before the kernels make expressions through these functions. The functions fold constants
+and drop operations without effect; they never reorder floating-point arithmetic.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LOGICAL = frozenset({"logical_and", "logical_or", "logical_not", "logical_xor", 
 
 
 def _once(key: tuple[object, ...], make: Callable[[], Expr]) -> Expr:
-    # Keys name parts by id. That is safe: a pooled expression keeps its parts alive.
+    # Keys name parts by id. This is safe because a pooled expression keeps its parts alive.
     found = _POOL.get(key)
     if found is None:
         found = make()
@@ -55,7 +55,7 @@ def axis(number: int) -> Expr:
 
 
 def reduce(kind: ReduceKind, of: Expr, dtype: DType | None = None) -> Expr:
-    """A reduction. The type is int32 for places, or else that of what is reduced."""
+    """A reduction. The type is int32 for argmax and argmin, else the type of `of`."""
     made: DType = dtype or ("int32" if kind in {"argmax", "argmin"} else of.dtype)
     return _once(("reduce", kind, made, id(of)), lambda: Reduce(kind, of, made))
 
@@ -189,7 +189,7 @@ def children(value: Expr) -> tuple[Expr, ...]:
 
 
 def walk(*roots: Expr) -> Iterator[Expr]:
-    """Each different expression under the roots once, parts before what is made of them."""
+    """Each different expression under the roots once; its parts come before it."""
     seen: set[int] = set()
     stack: list[tuple[Expr, bool]] = [(root, False) for root in reversed(roots)]
     while stack:
@@ -205,8 +205,8 @@ def walk(*roots: Expr) -> Iterator[Expr]:
 
 
 def rewrite(roots: Sequence[Expr], change: Callable[[Expr], Expr | None]) -> list[Expr]:
-    """The roots with `change` applied to each leaf and to each rebuilt expression. Where it returns
-    None, the expression stays."""
+    """The roots with `change` applied to each leaf and to each rebuilt expression. If `change`
+    returns None, the expression stays."""
     done: dict[int, Expr] = {}
     for value in walk(*roots):
         replaced = change(value)

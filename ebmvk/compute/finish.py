@@ -1,8 +1,9 @@
 """Loops over the results of products, computed where the products store them.
 
-A loop joins the product whose results it reads, if each of its points needs one of them and nothing
-else must run between the two. Its generated code takes the place of the store in the product's
-shipped kernel. So the product is stored only if other nodes read it, and isn't loaded again.
+A loop joins the product whose results it reads, if each of its points needs one result and no other
+node must run between the two. The loop's generated code takes the place of the store in the
+product's shipped kernel. So the product isn't loaded again, and is stored only if other nodes read
+it.
 """
 
 from __future__ import annotations
@@ -31,15 +32,14 @@ LANES = frozenset({"matmul_lanes"})
 """Products whose workgroups are full subgroups."""
 JOINABLE = frozenset(PUSH) - {"matmul_join"}
 MOST = 64
-"""The work of a loop at a point, in simple operations. Drivers write out a product's stores, up to
-64 of them, so this bounds the code and the time to compile it."""
+"""The most work of a loop at a point, in simple operations. Drivers unroll a product's stores into
+up to 64 copies, so this limits the code's size and compile time."""
 
 
 def finished(nodes: Sequence[PlanNode], kept: Collection[int], limits: Limits) -> list[PlanNode]:
     """The nodes with loops moved into products, in an order with the same results.
 
-    kept: ids of tensors that are needed after the nodes. The result depends on the nodes and the
-    limits only.
+    kept: ids of tensors that are needed after the nodes. The result depends only on the arguments.
     """
     result = list(nodes)
     for node in nodes:
@@ -49,7 +49,7 @@ def finished(nodes: Sequence[PlanNode], kept: Collection[int], limits: Limits) -
 
 
 def _join(nodes: list[PlanNode], call: Call, kept: Collection[int], limits: Limits) -> None:
-    """Joins a product with a loop behind it, if it finds one."""
+    """Joins a product with a later loop, if there is a suitable one."""
     (out,) = call.outputs
     position = next(n for n, node in enumerate(nodes) if node is call)
     readers = [n for n, node in enumerate(nodes) if any(overlap(view, out) for view, _ in reads(node))]
@@ -77,8 +77,8 @@ def _join(nodes: list[PlanNode], call: Call, kept: Collection[int], limits: Limi
 
 
 def _over(out: View, loop: Loop) -> Loop | None:
-    """The loop over the shape of a product's result, each point of which it reads at that point
-    only. None if it isn't such a loop."""
+    """The loop, reshaped to the shape of a product's result. None if strides can't express this, or
+    if a point of the loop reads another point's result."""
     made = reshaped_loop(loop, out.shape, ()) if not loop.reduced else None
     if made is None or any(overlap(store.view, out) for store in made.stores):
         return None
@@ -127,7 +127,7 @@ def _steps(call: Call, limits: Limits) -> list[Dispatch]:
 
 
 def kernel_of(node: Finished, limits: Limits) -> tuple[Dispatch, Generated]:
-    """The dispatch of the product alone, to a dense result, and that of both."""
+    """The dispatch of the product alone, to a dense result, and the dispatch of both."""
     (step,) = _steps(node.call, limits)
     reading = read(node.loop, node.call.outputs[0])
     module = Graft(shipped(step.kernel, step.kernel in LANES), RESULT)

@@ -11,7 +11,7 @@ import torch
 aten = torch.ops.aten
 
 LARGE = 1e9
-"""From here on x and sqrt(x² ± 1) are one float32, and x² may overflow."""
+"""For x from this value on, x and sqrt(x² ± 1) are the same float32, and x² may overflow."""
 
 
 def _asinh(x: torch.Tensor) -> torch.Tensor:
@@ -53,17 +53,17 @@ def _cumprod(x: torch.Tensor, dim: int, *, dtype: torch.dtype | None = None) -> 
 
 
 def _fmax(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The larger one; if one of them is NaN, the other."""
+    """The larger of x and y; if one of them is NaN, the other one."""
     return torch.where(torch.isnan(x), y, torch.where(torch.isnan(y), x, torch.maximum(x, y)))
 
 
 def _fmin(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The smaller one; if one of them is NaN, the other."""
+    """The smaller of x and y; if one of them is NaN, the other one."""
     return torch.where(torch.isnan(x), y, torch.where(torch.isnan(y), x, torch.minimum(x, y)))
 
 
 def _kthvalue(x: torch.Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k-th smallest element and its position; of equal ones, the k-th by position."""
+    """The k-th smallest element and its position. Equal elements are ordered by position."""
     if x.dim() == 0:
         return x.clone(), torch.zeros_like(x, dtype=torch.int64)
     values, places = torch.sort(x, dim=dim, stable=True)

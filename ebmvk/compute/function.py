@@ -19,7 +19,7 @@ PARTS = ("parameters", "inputs")
 
 
 class Lender(Wanted, Protocol):
-    """Has parameters on a device that functions may read, such as a training step."""
+    """Something, such as a training step, with parameters on a device that functions may read."""
 
     def lent(self) -> tuple[Tree, Runner]:
         """See `CompiledStep.lent`."""
@@ -54,7 +54,7 @@ class CompiledFunction(Programs):
     def run(self, inputs: Tree, making: Callable[[], None] = lambda: None) -> Tree:
         """The results for some inputs.
 
-        making: called first if a program has to be made for their shapes, which takes a while.
+        making: called before a program is made for new shapes, because making it takes a while.
         """
         compiled, leaves = self._ready(inputs, making)
         fed = {position: array_of(leaves[position]) for position in range(compiled.layout.kept, len(leaves))}
@@ -101,9 +101,9 @@ def compile_function(
 
     Args:
         function: the function.
-        of: a training step. The function reads the parameters that the step has on the device, as
-            they are after its last run: nothing is copied. The step needs a program first: run it,
-            or call its `ready`. The device is that of the step.
+        of: a training step. The function reads the step's parameters on the step's device, as they
+            are after its last run, without a copy. The step needs a program first: run the step,
+            or call its `ready`.
         backend, device, check, limits: as for `compile_step`. With `of`, only `check` matters.
 
     Raises:

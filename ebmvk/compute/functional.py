@@ -1,7 +1,7 @@
-"""A traced graph without changes of tensors, taken apart into primitives.
+"""Takes a traced graph apart into primitives, without in-place changes of tensors.
 
-Most nodes are primitives already and stay as they are. The other operations are traced once for
-each set of shapes, all in one go, and each trace is put wherever the graph has the operation.
+Most nodes are primitives already and stay as they are. One trace covers the other operations, once
+for each set of shapes. Its parts replace the operations in the graph.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ebmvk.compute.graphs import graph_module
 from ebmvk.engine import library
 
 Make = Callable[[Callable[..., Any]], Callable[..., fx.GraphModule]]
-"""Traces a function of tensors, with decompositions and without changes of tensors."""
+"""Traces a function of tensors, with decompositions and without in-place changes of tensors."""
 
 
 class AliasedError(Exception):
@@ -57,7 +57,8 @@ def _is_own(node: fx.Node) -> bool:
 
 
 def _ready(waiting: Sequence[fx.Node]) -> list[fx.Node]:
-    """The nodes that read no result of another operation of ours that is still waiting."""
+    """The waiting nodes that don't read the result of a waiting operation for which `_is_own` is
+    true."""
     own = set(filter(_is_own, waiting))
     return [
         node
@@ -97,7 +98,7 @@ def _is_view(node: fx.Node) -> bool:
 
 
 def _roots(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """For each result of a changing operation the node that made the tensor."""
+    """For each result of an operation that changes a tensor, the node that made the tensor."""
     roots: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         changed = _changed(node)
@@ -107,10 +108,10 @@ def _roots(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
 
 
 def _check_views(graph: fx.Graph, roots: Mapping[fx.Node, fx.Node]) -> None:
-    """Raises AliasedError unless only whole tensors are changed, and no view from before a change
-    is read after it."""
+    """Raises AliasedError unless only whole tensors are changed, and no view made before a change
+    is read after the change."""
     places = {node: place for place, node in enumerate(graph.nodes)}
-    last: dict[fx.Node, int] = {}  # a tensor that is changed -> where for the last time
+    last: dict[fx.Node, int] = {}  # a tensor that is changed -> the position of its last change
     for node, root in roots.items():
         last[root] = places[node]
         if _is_view(root) or root.op == "get_attr":
@@ -147,8 +148,8 @@ def _taken_apart(node: fx.Node) -> bool:
 
 @dataclass(frozen=True)
 class _Use:
-    """An operation where the graph has it. inputs: its different tensors, as nodes. key: equal for
-    uses that have one trace."""
+    """One use of an operation in the graph. inputs: its different tensors, as nodes. key: equal for
+    uses that share a trace."""
 
     node: fx.Node
     inputs: tuple[fx.Node, ...]
@@ -157,7 +158,8 @@ class _Use:
 
     @staticmethod
     def of(graph: fx.GraphModule, node: fx.Node, shown: Mapping[fx.Node, Any]) -> _Use:
-        """shown: results that differ from what the graph says of them."""
+        """shown: results that differ from the graph's notes on them, which are tensors without
+        data."""
         inputs = tuple(dict.fromkeys(node.all_input_nodes))
         values = tuple(
             getattr(graph, str(part.target)) if part.op == "get_attr" else shown.get(part, part.meta.get("val"))
@@ -204,8 +206,8 @@ def _without_change(node: fx.Node) -> Any:
 
 @dataclass
 class _Part:
-    """What an operation becomes. inputs: stand for its tensors. nodes: in order. results: a node
-    for each tensor, None for each other value, as the tree that `spec` says."""
+    """What an operation becomes. inputs: nodes that stand for its tensors. nodes: in order.
+    results: a node for each tensor, None for each other value; `spec` says how they form a tree."""
 
     inputs: list[fx.Node]
     nodes: list[fx.Node]
@@ -234,7 +236,7 @@ def _traced(uses: Mapping[str, _Use], make: Make) -> dict[str, _Part]:
 
     if not uses:
         return {}
-    # Several uses may have one tensor, and the trace must tell their arguments apart.
+    # Several uses may share a tensor, and the trace must distinguish their arguments.
     traced = make(called)(*(value.detach() for use in uses.values() for value in use.values))
     nodes = list(traced.graph.nodes)
     places = {node: place for place, node in enumerate(nodes)}
@@ -265,7 +267,7 @@ def _needed(results: Sequence[fx.Node | None]) -> set[fx.Node]:
 
 @dataclass
 class _Copy:
-    """The new graph as it grows. values: of each node of the old one."""
+    """The new graph as it grows. values: the new value of each node of the old graph."""
 
     old: fx.GraphModule
     roots: Mapping[fx.Node, fx.Node]

@@ -1,8 +1,8 @@
-"""A program made small: fewer nodes, fewer bytes moved, the same results.
+"""Makes a program small: fewer nodes, fewer bytes moved, the same results.
 
-The passes, in order: dead and equal nodes go; cheap and single-use results are computed where they
-are used; tensors that one formula updates become blocks; loops over the same points become one;
-copies of products go.
+The passes, in order: drop dead and duplicate nodes; compute cheap and single-use results where they
+are used; put tensors that the same formula updates into blocks; join loops over the same points;
+drop copies of products.
 """
 
 from __future__ import annotations

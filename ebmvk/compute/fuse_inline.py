@@ -1,6 +1,6 @@
-"""Pointwise results that aren't stored: they are computed where they are used.
+"""Computes pointwise results where they are used, in place of storing them.
 
-A result joins its only reader; a cheap one, of at most one load, joins all of its readers.
+A result joins its only reader. A cheap result, with at most one load, joins all of its readers.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from ebmvk.compute.rewrite import Limits, Uses, seen_at, tensors_of, without_dea
 
 FREE = frozenset({"cast", "neg", "abs", "where", "logical_not", "logical_and", "logical_or"})
 CHEAP = 8
-"""Work that may be done again for each reader, in simple operations; twice as much in a reader
-with as few points."""
+"""The most work that each reader may do again, in simple operations. A reader with at most
+as many points as the result may do twice as much."""
 SLOW = frozenset({
     "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "tanh", "atan", "atan2", "asin",
     "acos", "sinh", "cosh", "sigmoid", "erf", "erfc", "erfinv", "lgamma", "digamma", "pow",
@@ -24,7 +24,7 @@ SLOW = frozenset({
 
 
 def work(*values: Expr) -> int:
-    """Simple operations that an element takes, about."""
+    """About how many simple operations an element takes."""
     total = 0
     for value in expr.walk(*values):
         if isinstance(value, Op):
@@ -73,14 +73,15 @@ def _chosen(node: Loop, targets: list[int], nodes: Sequence[object], returned: b
         reader = nodes[target]
         assert isinstance(reader, Loop)
         again = math.prod(reader.shape) / points
-        cheap = CHEAP if again > 1 else 2 * CHEAP  # to store and load it takes as long
+        cheap = CHEAP if again > 1 else 2 * CHEAP  # storing and loading the result takes as long
         if (alone and (again <= 1 or cost <= 2 * CHEAP)) or (cost <= cheap and len(wide) <= 1):
             chosen.append(target)
     return chosen
 
 
 def _moved(reader: object, node: Loop, limits: Limits) -> Loop | None:
-    """The reader computing the result itself. None if strides can't express a view in its shape."""
+    """The reader, changed to compute the result itself. None if strides can't express a view of the
+    result's loop in the reader's shape."""
     assert isinstance(reader, Loop)
     store = node.stores[0]
     replaced: dict[int, Expr] = {}

@@ -1,8 +1,9 @@
-"""Loops that become one: a reader joins what it reads, row reductions with what comes before and
-after them, and loops that read the same tensors.
+"""Joins loops: a reader with what it reads, row reductions with the loops before and after them,
+and loops that read the same tensors.
 
-Two loops can be one if no other node must run between them, if their points are the same (perhaps
-in another shape), and if what one reads of the other is the element of the same point.
+Two loops can be joined if no other node must run between them, if their points are the same
+(perhaps in another shape), and if each point of one reads only the same point's element of the
+other.
 """
 
 from __future__ import annotations
@@ -27,16 +28,18 @@ from ebmvk.compute.rewrite import (
 )  # fmt: skip
 
 FEW = 32
-"""A reduction with fewer rows takes in no loop that has many points: its workgroups are too few."""
+"""A reduction with fewer rows isn't joined with a loop of many points, because its workgroups are
+too few for them."""
 SMALL = 1 << 14
 
 
 class Merging:
     """A program's nodes while loops are joined, and the pairs that can't be.
 
-    Nodes have numbers, which stay. order: the numbers, each after what it reads. places: of each
-    number in the order. before, after: what must run before and after a node, a bit for each
-    number. readers, writers: of each tensor, by its id.
+    Each node has a number that never changes. order: the numbers, each after the nodes that it
+    reads. places: the position of each number in the order. before, after: the nodes that must run
+    before and after a node, with a bit for each number. readers, writers: the nodes that read and
+    write each tensor, by the tensor's id.
     """
 
     def __init__(self, program: Program, limits: Limits) -> None:
@@ -78,7 +81,7 @@ class Merging:
         return (id(self.nodes[first]), id(self.nodes[second])) in self.failed
 
     def attempt(self, first: int, second: int) -> bool:
-        """Joins two nodes if they can be; the joined one has the second number."""
+        """Joins two nodes if possible; the joined node gets the second number."""
         if self.has_failed(first, second):
             return False
         made = self._made(first, second)
@@ -97,12 +100,12 @@ class Merging:
         self._note(second, made)
         if self.sources(second) == needed:
             self._join_relations(first, second)
-        else:  # of a block, one has read what the other one writes, and waits for no other part now
+        else:  # one read a part of a block that the other writes, so now it needs no other part
             self._relate()
         return True
 
     def _reorder(self, first: int, second: int) -> None:
-        """What must run after the first node moves behind the second one."""
+        """Moves the nodes that must run after the first node behind the second node."""
         begin, end = self.places[first], self.places[second]
         between = self.order[begin + 1 : end]
         later = [number for number in between if self.after[first] >> number & 1]
@@ -145,7 +148,7 @@ def _bits(mask: int) -> Iterator[int]:
 
 
 def merge(program: Program, limits: Limits) -> Program:
-    """The program with loops joined until no two of them can be."""
+    """The program with loops joined until no two of them can be joined."""
     state = Merging(program, limits)
     _join_readers(state)
     _join_siblings(state, _sharing)
@@ -169,7 +172,7 @@ def _join_with_source(state: Merging, number: int) -> bool:
 
 
 def joined(a: Loop, b: Loop, limits: Limits) -> Loop | None:
-    """One loop that does what `a` and then `b` do; None if no loop can."""
+    """One loop that does the work of `a` and then `b`; None if no loop can."""
     for parallel, reduced in _spaces(a, b):
         rows, terms = math.prod(parallel), math.prod(reduced)
         if reduced and rows < FEW and rows * terms > SMALL and not (a.reduced and b.reduced):
@@ -189,7 +192,7 @@ def joined(a: Loop, b: Loop, limits: Limits) -> Loop | None:
 
 
 def _spaces(a: Loop, b: Loop) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Index spaces for both: that of a reduction if there is one."""
+    """Index spaces to try for both loops; if one has reductions, its index space."""
     found = []
     for loop in (a, b):
         space = (loop.parallel, loop.shape[len(loop.parallel) :])
@@ -199,7 +202,7 @@ def _spaces(a: Loop, b: Loop) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 def _fed(a: Loop, b: Loop) -> list[Store] | None:
-    """The stores of `b` with what it reads of `a`'s results computed in place of loaded."""
+    """The stores of `b`, which compute the results of `a` that they would load."""
     made: dict[int, list[Store]] = defaultdict(list)
     for store in a.stores:
         made[store.view.tensor.id].append(store)
@@ -250,7 +253,7 @@ def _join_one_pair(state: Merging, groups_of: Callable[[Merging], Iterable[Itera
 
 
 def _sharing(state: Merging) -> Iterable[Iterable[int]]:
-    """Loops that read the same tensor, of more than one element."""
+    """Groups of loops that read the same tensor of more than one element."""
     groups: dict[int, set[int]] = defaultdict(set)
     for number in state.order:
         node = state.nodes[number]
@@ -262,9 +265,9 @@ def _sharing(state: Merging) -> Iterable[Iterable[int]]:
 
 
 def _alike(state: Merging) -> Iterable[Iterable[int]]:
-    """Loops over equally many points that read little: reductions, and those of a few elements.
-    Those that read more share a dispatch (share.py), each with workgroups of its own: in one loop
-    they would keep as many sums at once as they are."""
+    """Groups of loops over the same number of points that read little: reductions, and loops over a
+    few elements. Loops that read more share a dispatch (share.py), each with its own workgroups,
+    because one loop would have to keep all of their sums at once."""
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for number in state.order:
         node = state.nodes[number]

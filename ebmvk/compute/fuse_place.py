@@ -1,5 +1,5 @@
-"""Results that are written where they are needed: products fill views of larger tensors, so that
-no copy follows; and tensors that are updated alike lie in one block, so that one loop does it."""
+"""Writes results where they are needed. Products fill views of larger tensors, so that no copy
+follows. Tensors that the same formula updates lie in one block, so that one loop updates them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ebmvk.compute.ir import Axis, Call, Const, Expr, Load, LoadAt, Loop, Node, 
 from ebmvk.compute.rewrite import Limits, Uses, dense_strides, ordered, reads, with_views, without_dead, writes
 
 ALIGNED = 64
-"""Words at which a member of a block begins: other programs bind it alone, and devices may ask for
-multiples of 256 bytes."""
+"""Each member of a block begins at a multiple of this many words. Other programs bind a member
+alone, and devices may require offsets that are multiples of 256 bytes."""
 
 
 def direct(program: Program, limits: Limits) -> Program:
-    """The program without loops that only copy what a kernel reads or what a product writes."""
+    """The program without loops that only copy inputs of a kernel or results of a product."""
     if not limits.strided:
         return program
     nodes: list[Node] = list(program.nodes)
@@ -39,7 +39,7 @@ def direct(program: Program, limits: Limits) -> Program:
 
 
 def _batches(views_of: Sequence[View], batch: int) -> list[tuple[int, int]]:
-    """Ways to write a batch as two axes that the sizes of some views suggest."""
+    """Ways to write a batch as two axes, suggested by the sizes of some views."""
     found: dict[tuple[int, int], None] = {}
     for view in views_of:
         for size in view.shape:
@@ -60,7 +60,7 @@ def _split(call: Call, batch: tuple[int, int]) -> Call:
 
 
 def _from_sources(call: Call, copies: dict[int, Store]) -> Call:
-    """The call reading what was copied in place of the copies."""
+    """The call, changed to read the originals in place of their copies."""
     found = [copies[view.tensor.id] for view in call.inputs if view.tensor.id in copies]
     if not found:
         return call
@@ -86,7 +86,7 @@ def _source(view: View, copies: dict[int, Store]) -> View | None:
 
 
 def _to_targets(program: Program) -> Program:
-    """Products that write where their results were copied to."""
+    """The program in which products write directly where their results would be copied to."""
     nodes: list[Node] = list(program.nodes)
     uses = Uses.of(program)
     gone: dict[int, set[int]] = defaultdict(set)
@@ -134,7 +134,7 @@ def _only_writer(program: Program, uses: Uses, position: int, store: Store) -> i
 
 
 def _writing(call: Call, store: Store) -> Call | None:
-    """The product writing what the store fills; its batch may become two axes."""
+    """The product, changed to write to the store's view. Its batch may become two axes."""
     assert isinstance(store.value, Load)
     source = store.value.view
     ways = [call]
@@ -155,8 +155,8 @@ class _Update:
     """A loop that updates tensors of one size, element by element.
 
     roles: its loads of whole tensors, in the order in which its expressions name them. outputs: the
-    tensors that it fills. fixed: for each role the argument of which it reads a part, or None.
-    form: its expressions with a role's number in place of each load.
+    tensors that it fills. fixed: for each role, the argument whose part it reads, or None. form:
+    its expressions, with each load replaced by the number of its role.
     """
 
     position: int
@@ -183,19 +183,19 @@ def pack(program: Program, limits: Limits) -> Program:
 
 
 _GONE = Loop((0,), 0, ())
-"""In place of a loop that became part of another one, so that the others keep their positions."""
+"""Takes the place of a loop that was joined with another loop, so that positions stay the same."""
 
 
 def _still(program: Program, members: Sequence[_Update]) -> list[_Update]:
-    """The members as they are now, after other updates were put into blocks."""
+    """The members that still exist, as they are after other updates were put into blocks."""
     uses = Uses.of(program)
     found = [(_update(program, uses, m.position, program.nodes[m.position]), m) for m in members]
     return [now for now, before in found if now is not None and now.form == before.form]
 
 
 def _one_loop_each(program: Program, limits: Limits) -> Program:
-    """Loops that update a tensor and its moments, joined: those of which one reads what another
-    writes, or that read one gradient."""
+    """Joins loops that update a tensor and its moments: loops of which one reads what another
+    writes, or that read the same gradient."""
     donated = {program.outputs[output].tensor.id for output in program.donated}
     inputs = {tensor.id for tensor in program.inputs}
     nodes: list[Node | None] = list(program.nodes)
@@ -242,7 +242,7 @@ def _update(program: Program, uses: Uses, position: int, node: Node) -> _Update 
 
 
 def _part_of(program: Program, view: View) -> Tensor | None:
-    """The argument of which a load reads a part that lies in one piece."""
+    """The argument of which a load reads one contiguous part; None if there isn't one."""
     whole = math.prod(view.shape) * 4 == view.tensor.bytes
     return view.tensor if view.dense and not whole and view.tensor in program.inputs else None
 
@@ -270,8 +270,8 @@ def _form(loop: Loop, roles: list[View]) -> tuple[object, ...] | None:
 
 
 def _movable(program: Program, uses: Uses, view: View) -> bool:
-    """True if the tensor of a load may be put into a block: it is read whole, and it is an argument
-    (in order) or a result of the program's own, whose order may change."""
+    """True if the tensor of a load may be put into a block. It must be read whole. It is either an
+    argument, whose order is fixed, or an intermediate result, whose order may change."""
     if views.overlaps(view) or math.prod(view.shape) * 4 != view.tensor.bytes or view.tensor in program.constants:
         return False
     if view.tensor in program.inputs:
@@ -296,7 +296,7 @@ def _placeable(program: Program, uses: Uses, view: View) -> bool:
 
 
 def _parts(program: Program, members: list[_Update], limits: Limits) -> list[list[_Update]]:
-    """Members in the order of the arguments, cut where a block would be too long."""
+    """Members in the order of the arguments, in parts, because a block mustn't be too long."""
     order = {view.tensor.id: number for number, view in enumerate(program.leaves)}
     members = sorted(members, key=lambda m: min(order.get(view.tensor.id, 1 << 30) for view in m.roles))
     parts: list[list[_Update]] = [[]]
@@ -376,8 +376,8 @@ def _ids(program: Program) -> set[int]:
 
 
 def _bases(members: Sequence[_Update], offsets: Sequence[int], total: int) -> list[int] | None:
-    """Where each role's block begins in the argument that it is a part of; 0 if it isn't part of an
-    argument. None if the members' parts don't lie there as in a block."""
+    """Where each role's block begins in the argument that contains it; 0 if no argument does. None
+    if the members' parts don't lie in the argument as in a block."""
     bases = []
     for role, tensor in enumerate(members[0].fixed):
         found = {member.roles[role].offset - offset for member, offset in zip(members, offsets, strict=True)}

@@ -1,8 +1,8 @@
 """A shipped kernel with generated code in place of its store.
 
-The kernel must write its last binding with one instruction. That store goes, and the binding with
-it; the code that takes its place knows the value and the index that would have been stored. It runs
-where the store would have run, so that it may depend on conditions around it.
+The kernel must write its last binding with one instruction. This store is removed together with the
+binding. The code in its place gets the value and the index that would have been stored. It runs
+only when the store would have run.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from ebmvk.compute.ir import DType
 from ebmvk.compute.spirv import BINDING, MAGIC, Module, Op
 
 _HEADER = 5
-_NAMES = (Op.NAME, Op.DECORATE)  # instructions about a variable, which go with it
+_NAMES = (Op.NAME, Op.DECORATE)  # instructions about a variable, which are removed with it
 _ANNOTATIONS = (Op.DECORATE, Op.MEMBER_DECORATE)
 
 
 @dataclass
 class _Found:
-    """What the words of a module say. types, pointers: as `Module` names them."""
+    """Ids found in a module. made: ids of types, by the keys of `Module`. bindings: the variable of
+    each binding. imported: the id of GLSL.std.450."""
 
     made: dict[tuple[object, ...], int] = field(default_factory=dict)
     bindings: dict[int, int] = field(default_factory=dict)
@@ -33,10 +34,10 @@ class Graft(Module):
     """A module to which code is added.
 
     Args:
-        spirv: of a kernel as it is shipped.
+        spirv: the module of a shipped kernel.
         binding: the number of the last binding, which the kernel writes.
 
-    Raises ValueError if the kernel has more than one store to it, or none.
+    Raises ValueError unless the kernel has exactly one store to this binding.
     """
 
     def __init__(self, spirv: bytes, binding: int) -> None:
@@ -65,12 +66,12 @@ class Graft(Module):
 
     def buffer(self, binding: int, dtype: DType, *, writable: bool) -> int:
         number = super().buffer(binding, dtype, writable=writable)
-        self._interface.append(number)  # from SPIR-V 1.4 on, all variables are named there
+        self._interface.append(number)  # from SPIR-V 1.4 on, the interface names all variables
         return number
 
     def replace(self, code: Callable[[int, int], None]) -> bytes:
-        """The module with the store replaced. code: emits instructions, without new blocks, from
-        the index and the value."""
+        """The module with the store replaced. code: (index, value) -> None; emits the instructions,
+        without new blocks."""
         code(self._chains[self._words[self._at + 1]], self._words[self._at + 2])
         words, result = self._words, self._words[:_HEADER]
         annotated = defined = False
@@ -96,7 +97,7 @@ class Graft(Module):
         result.extend([len(kept) + 1 << 16 | Op.ENTRY_POINT, *kept])
 
     def _goes(self, at: int, op: int) -> bool:
-        """True for what is about the variable that is gone."""
+        """True for instructions that only concern the removed variable."""
         words = self._words
         if op in _NAMES:
             return words[at + 1] == self._variable_gone
@@ -106,7 +107,7 @@ class Graft(Module):
 
 
 def instructions(words: array[int]) -> Iterator[tuple[int, int, int]]:
-    """Place, number and words of each instruction of a module."""
+    """(position, opcode, number of words) of each instruction of a module."""
     at = _HEADER
     while at < len(words):
         size = words[at] >> 16
@@ -115,7 +116,7 @@ def instructions(words: array[int]) -> Iterator[tuple[int, int, int]]:
 
 
 def _found(words: array[int]) -> _Found:
-    """The types that must not be declared twice, and what the bindings are."""
+    """Finds the types, which must not be declared twice, and the variables of the bindings."""
     found = _Found()
     scalars: dict[int, str] = {}
     for at, op, size in instructions(words):

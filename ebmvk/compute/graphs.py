@@ -1,7 +1,7 @@
 """Graphs of torch.fx that become Python code only if they are run.
 
-torch's own compiler makes its graphs this way, with names that aren't public. With a version of
-torch that lacks them, the code of each graph is made at once, which takes longer.
+torch's own compiler makes its graphs this way, through names that aren't public. If a version of
+torch lacks these names, the code of each graph is made at once, which takes longer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ except ImportError:  # torch 2.9 to 2.15 have them
 else:
 
     def lazily() -> AbstractContextManager[None]:
-        """Graphs that are made inside become code only if they are run."""
+        """A context in which new graphs become code only if they are run."""
         return _use_lazy_graph_module(True)
 
     def graph_module(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:

@@ -1,5 +1,5 @@
-"""What steps and functions keep on the device: parameters and state, which wait on the host until a
-program has room for them."""
+"""Parameters and state, which steps and functions keep on the device. They wait on the host until
+the first program is ready."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ebmvk.errors import ArgumentError
 
 
 class Held:
-    """Parameters and state of one step or several, or of a function.
+    """Parameters and state of one or several steps, or of a function.
 
     what, hint: for the message if there are no parameters.
     """
@@ -29,13 +29,13 @@ class Held:
 
     @property
     def trees(self) -> tuple[Tree, Any]:
-        """Parameters and state as `start` got them. Raises ArgumentError before that."""
+        """Parameters and state as `start` got them. Raises ArgumentError if it wasn't called."""
         if self._trees is None:
             raise ArgumentError(f"the {self._what} has no parameters yet", hint=self._hint)
         return self._trees
 
     def write(self, runner: Runner) -> None:
-        """Write what `start` got to the device, unless that has happened."""
+        """Write what `start` got to the device, unless this was done before."""
         if self._trees is not None and not self._written:
             runner.write(kept_arrays(*self._trees))
             self._written = True
@@ -43,7 +43,8 @@ class Held:
     def read(self, runner: Runner | None, state: Any = None) -> tuple[Tree, Any]:
         """Parameters and state as they are now, on the host.
 
-        runner: None without a program. state: the part of the state to read; None for all.
+        runner: the program; None if there isn't one. state: the part of the state to read; None for
+        all.
         """
         parameters, whole = self.trees
         wanted = (parameters, whole if state is None else state)
@@ -56,12 +57,12 @@ class Held:
         return found
 
     def lent(self, runner: Runner | None, hint: str) -> tuple[Tree, Runner]:
-        """Parameters, whose values may be older than the device's, and a program that holds them
-        as they are now.
+        """Parameters, whose values may be older than the device's, and a program that holds their
+        current values.
 
-        Raises ArgumentError without parameters or a program. hint: what makes one.
+        hint: for the message. Raises ArgumentError if there are no parameters or no program.
         """
         if self._trees is None or runner is None:
-            raise ArgumentError("the step has no program yet, whose parameters could be shared", hint=hint)
+            raise ArgumentError("the step has no program yet, so it can't share its parameters", hint=hint)
         self.write(runner)
         return self._trees[0], runner

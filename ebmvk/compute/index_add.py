@@ -1,8 +1,8 @@
-"""How sums of rows by index are divided into dispatches: the gradient of an embedding.
+"""Divides sums of rows by index, such as the gradient of an embedding, into dispatches.
 
-The indices are sorted, and the rows of each are added in the order of their places. No atomics, so
-equal calls give equal bits. Where there are many rows, a run of equal indices is added up in parts,
-so that one frequent index costs no more than many rare ones.
+The indices are sorted, and the rows of each index are added in the order of their places. There are
+no atomics, so equal calls give equal bits. If there are many rows, a run of equal indices is added
+up in parts, so that one frequent index costs no more than many rare ones.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ PUSH = {
 }
 """The push constants of each kernel, in the order of shaders/kernels.toml."""
 
-WHOLE = 2048  # most rows of which one invocation may add up all
-EACH = 64  # places of a part
+WHOLE = 2048  # with at most this many rows, one invocation may add up all of them
+EACH = 64  # places in a part
 
 
 ZEROED = ("zeroed", True)
-"""The constant of a call whose output is 0 before."""
+"""The constant of a call whose output is 0 before it runs."""
 
 
 def zeroed(call: Call) -> tuple[Loop, Call] | None:
-    """The call in two nodes, of which the first writes zeros: a loop can share a dispatch with
-    others. None if nothing is added up."""
+    """The call as two nodes: a loop that writes zeros, which can share a dispatch with other loops,
+    and a call that needs no zeros. None if there is nothing to add up."""
     (out,) = call.outputs
     if 0 in out.shape or 0 in call.inputs[0].shape or ZEROED in call.constants:
         return None
@@ -47,7 +47,7 @@ def index_add(call: Call, limits: Limits, fresh: Fresh) -> Planned:
     """The sum of the rows with each index, added in the order of the rows.
 
     Inputs: source (n, d) float32 and index (n,) int32. Output: (N, d), dense. Rows that no index
-    names are 0; an index below 0 or from N on is left out. Constants: see ZEROED.
+    names are 0; rows whose index is below 0, or N or more, are left out. Constants: see ZEROED.
     """
     source, index = call.inputs
     out = call.outputs[0]

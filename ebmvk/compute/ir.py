@@ -1,8 +1,8 @@
 """The program between torch and the kernels: dense tensors, strided views of them, and nodes.
 
-A node reads views and writes views. Almost all nodes are loops: an expression that is computed at
-each point of an index space, reductions included. Everything else (products, sums by index, sorts)
-is a `Call` of a kernel by name.
+A node reads views and writes views. Almost all nodes are loops: they compute expressions, which may
+contain reductions, at each point of an index space. Everything else (products, sums by index,
+sorts) is a `Call` of a kernel by name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 DType = Literal["float32", "int32", "uint32", "bool"]
-"""Types on the device, 4 bytes each. int64 of torch is int32 here; a bool is a word of 0 or 1."""
+"""Types on the device, 4 bytes each. torch's int64 is int32 here; a bool is a word of 0 or 1."""
 WORD = 4
 
 
@@ -40,8 +40,8 @@ class Tensor:
 
 @dataclass(frozen=True)
 class View:
-    """Elements of a tensor, as torch.as_strided counts them: strides and offset are in elements.
-    A stride of 0 repeats."""
+    """Elements of a tensor, as in torch.as_strided: strides and offset are in elements. A stride of
+    0 repeats elements."""
 
     tensor: Tensor
     shape: tuple[int, ...]
@@ -63,8 +63,8 @@ class View:
 
 
 class _Once:
-    """The hash of an expression, computed once: a shared subexpression would be walked again for
-    each of its uses."""
+    """The hash of an expression, computed once. Otherwise a shared subexpression would be hashed
+    again at each of its uses."""
 
     def __hash__(self) -> int:
         known = self.__dict__.get("_hash")
@@ -77,8 +77,8 @@ class _Once:
 
 @dataclass(frozen=True)
 class Load(_Once):
-    """The element of a view at the loop's index. The view has the loop's shape, or the shape of
-    its parallel axes if it does not change along the reduced ones."""
+    """The element of a view at the loop's index. The view has the loop's shape. If it doesn't
+    change along the reduced axes, it may have the shape of the parallel axes."""
 
     __hash__ = _Once.__hash__
 
@@ -91,8 +91,8 @@ class Load(_Once):
 
 @dataclass(frozen=True)
 class LoadAt(_Once):
-    """The element of a view at a computed index: one int32 expression for each axis of the view,
-    which must lie in range."""
+    """The element of a view at a computed index, which is one int32 expression for each axis of the
+    view. Each must lie in range."""
 
     __hash__ = _Once.__hash__
 
@@ -155,7 +155,7 @@ Expr = Load | LoadAt | Const | Axis | Op | Reduce
 @dataclass(frozen=True)
 class Store:
     """An expression and the view that it fills. The view has the loop's shape, or the shape of its
-    parallel axes; then the expression must not change along the reduced ones."""
+    parallel axes if the expression doesn't change along the reduced axes."""
 
     view: View
     value: Expr
@@ -171,7 +171,7 @@ class Loop:
     stores: tuple[Store, ...]
 
     def __repr__(self) -> str:
-        """Without its expressions: they share parts, so that all of their text has no bound."""
+        """A text without the expressions. They share parts, so their whole text could be huge."""
         return f"Loop(shape={self.shape}, reduced={self.reduced}, {len(self.stores)} stores)"
 
     @property
@@ -194,7 +194,7 @@ Node = Loop | Call
 
 @dataclass(frozen=True)
 class Batch:
-    """Loops that don't need each other, in one dispatch. Only plans have batches."""
+    """Independent loops in one dispatch. Only plans have batches."""
 
     loops: tuple[Loop, ...]
 
@@ -202,10 +202,10 @@ class Batch:
 @dataclass(frozen=True)
 class Finished:
     """A product and a loop over its results, in one dispatch: the loop runs where the product would
-    store. Only plans have them.
+    store. Only plans have these nodes.
 
-    loop: of the shape of the call's result, without reductions. Loads of the view that the call
-    fills are the product itself; it is stored only if the loop does that.
+    loop: has the shape of the call's result, and no reductions. If it loads from the view that the
+    call fills, it gets the product itself. The product is stored only if the loop stores it.
     """
 
     call: Call
@@ -226,8 +226,8 @@ class Program:
     leaves: the arguments of the step, by position: dense views of `inputs`. Several arguments may
     share an input, each at an offset of its own. donated: position of an output -> position of the
     leaf that it replaces in the next run. origins: id of a tensor -> the operation that made it and
-    the line of the step that called it. placed: positions of leaves that another program has put
-    somewhere, so that they can't become parts of a block here.
+    the line of the step that called it. placed: positions of leaves whose place another program has
+    fixed, so that they can't become parts of a block here.
     """
 
     inputs: list[Tensor] = field(default_factory=list)

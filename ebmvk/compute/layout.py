@@ -1,4 +1,4 @@
-"""Index arithmetic of loops. Axes that can be walked as one are merged, which saves divisions."""
+"""Index arithmetic of loops. Axes that can be walked as one axis are merged to save divisions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def collapse(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[Si
 
 
 def order(sizes: Sequence[int], key: Sequence[int]) -> list[int]:
-    """Axes with the largest stride of `key` first; those of size 1 or stride 0 lead."""
+    """The axes in falling order of their stride in `key`. Axes of size 1 or stride 0 come first."""
     return sorted(range(len(sizes)), key=lambda axis: (-math.inf if key[axis] == 0 else -key[axis], axis))
 
 
@@ -72,7 +72,7 @@ def address(flat: Value, sizes: Sequence[int], strides: Sequence[int]) -> Value 
 
 
 def add(a: Value | None, b: Value | None) -> Value | None:
-    """The sum of two addresses that may be 0."""
+    """The sum of two addresses. None stands for 0."""
     if a is None or b is None:
         return b if a is None else a
     return a + b

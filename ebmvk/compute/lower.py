@@ -1,6 +1,6 @@
-"""From a functional graph of torch to a program: each operation becomes nodes of ir.py.
+"""Lowers a functional graph of torch to a program: each operation becomes nodes of ir.py.
 
-The lowering of an operation sees views in place of tensors. Nothing is joined here: each result is
+The lowering of an operation gets views in place of tensors. Nothing is joined here: each result is
 a tensor of its own, and fuse.py makes the program small.
 """
 
@@ -34,7 +34,7 @@ DTYPES: dict[torch.dtype, DType] = {
     torch.uint8: "int32",
     torch.bool: "bool",
 }
-"""What a type of torch is on the device. Small integers don't wrap around at their own size."""
+"""{type of torch: its type on the device}. Small integers don't wrap around at their own size."""
 
 _RANK: dict[DType, int] = {"bool": 0, "int32": 1, "uint32": 1, "float32": 2}
 
@@ -47,8 +47,8 @@ RANDOM = ("rand", "randn", "randint", "bernoulli", "native_dropout", "multinomia
 class Lowering:
     """A program as it grows, and the operation that is being lowered.
 
-    node: of the graph. name: in the table of primitives. target: the operation itself. value: what
-    the graph says of its result: tensors without data.
+    node: the operation's node in the graph. name: its name in the table of primitives. target: the
+    operation itself. value: its result in the graph's notes, as tensors without data.
     """
 
     program: Program
@@ -97,7 +97,7 @@ class Lowering:
         return made
 
     def store(self, target: View, value: Expr, shape: Sequence[int] | None = None, reduced: int = 0) -> None:
-        """Fills a view. Empty views need no loop, and nothing is reduced over empty axes."""
+        """Fills a view. Empty views need no loop; reductions over empty axes become constants."""
         shape = tuple(shape or target.shape)
         if 0 in target.shape:
             return
@@ -106,7 +106,7 @@ class Lowering:
         self.program.nodes.append(Loop(shape, reduced, (Store(target, value),)))
 
     def _of_nothing(self, value: Expr, rank: int) -> Expr:
-        """The value with each reduction, which has no terms, replaced by the result of no terms."""
+        """The value with each reduction replaced by its result for no terms (0 for a sum)."""
         identities: dict[str, Number] = {"sum": 0, "prod": 1, "any": False, "all": True}
 
         def change(part: Expr) -> Expr | None:
@@ -145,7 +145,7 @@ class Lowering:
         return list(outputs)
 
     def _no_product(self, inputs: Sequence[View], shape: Sequence[int], beta: Number) -> Expr:
-        """A product over an axis of size 0: what is added to it, or 0."""
+        """The result of a product over an axis of size 0: the tensor that is added, or 0."""
         if len(inputs) < 3:
             return expr.const(0.0, "float32")
         return expr.op("mul", expr.load(views.broadcast(inputs[2], shape)), expr.const(beta, "float32"))
@@ -176,18 +176,18 @@ class Lowering:
         return value
 
     def pointwise(self, function: Callable[..., Expr], *values: Value, dtype: DType | None = None) -> View:
-        """A function of each element. Arguments are converted to `dtype` (the result's unless
-        given), then the function's value to the result's."""
+        """A function of each element. Arguments are converted to `dtype`, by default the result's
+        type. The function's value is converted to the result's type."""
         result = self.dtype
         parts = [self.element(value, self.shape, dtype or result) for value in values]
         return self.loop(self.shape, expr.cast_to(function(*parts), result))
 
     def copied(self, view: View) -> View:
-        """The same elements in a tensor of their own, dense."""
+        """The same elements in a new dense tensor."""
         return self.loop(view.shape, expr.load(view))
 
     def viewed(self, view: View, function: Callable[[torch.Tensor], object]) -> list[View]:
-        """A view operation of torch, on a copy if torch can't do it on these strides."""
+        """The views that torch's view operation gives, of a copy if torch can't use the strides."""
         try:
             return views.through(view, function)
         except RuntimeError:
@@ -232,8 +232,8 @@ def lower(captured: Captured) -> Program:
 
 
 class _Constants:
-    """Nodes that no argument of the step reaches. They become expressions like all others, unless
-    their types don't exist on the device: then torch computes them here, once."""
+    """Nodes that don't depend on the step's arguments. They become expressions like other nodes,
+    unless the device lacks their types. Then torch computes them here, once."""
 
     def __init__(self, captured: Captured) -> None:
         self.captured = captured
@@ -359,7 +359,7 @@ def _outputs(
     parts = node.args[0]
     for result in parts:  # type: ignore[union-attr]
         view = _value(low, result, values, constants)
-        # An argument that was changed in place and is returned is its new value.
+        # If the step returns an argument that it changed in place, it returns the new value.
         results.append(changed.get(result, view))  # type: ignore[arg-type]
     for placeholder, view in changed.items():
         position = placeholders.index(placeholder)

@@ -1,4 +1,4 @@
-"""What a node becomes on the device: dispatches of generated kernels, or of kernels by name."""
+"""Turns a node into dispatches on the device, of generated kernels or of kernels by name."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Fresh = Callable[[tuple[int, ...], DType], Tensor]
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as `Recorder.module` takes it, or, if `spirv` is empty, a kernel of
-    shaders/kernels.toml by its name. subgroup: its workgroups are full subgroups."""
+    """A generated kernel, as `Recorder.module` takes it. If `spirv` is empty, a kernel of
+    shaders/kernels.toml with this name. subgroup: True if its workgroups are full subgroups."""
 
     name: str
     group: int
@@ -30,7 +30,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Launch:
-    """A dispatch. tensors: for each binding, bound as a whole."""
+    """A dispatch. tensors: one for each binding, bound as a whole."""
 
     kernel: Kernel
     tensors: tuple[Tensor, ...]
@@ -40,7 +40,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Blank:
-    """A fill of a part of a tensor with a word; offset and size are in bytes."""
+    """Fills a part of a tensor with a word; offset and size are in bytes."""
 
     tensor: Tensor
     offset: int
@@ -53,9 +53,9 @@ class Lowered:
     """A node's steps, and what they cost.
 
     Attributes:
-        scratch: tensors of these steps alone.
-        flops: floating-point operations.
-        nbytes: bytes read and written, as far as known.
+        scratch: tensors that only these steps use.
+        flops: the number of floating-point operations.
+        nbytes: the number of bytes read and written, as far as known.
     """
 
     steps: tuple[Launch | Blank, ...]
@@ -135,7 +135,7 @@ def _lower_call(call: Call, limits: Limits, fresh: Fresh, scratch: Sequence[Tens
 
 
 def loop_flops(loop: Loop) -> float:
-    """The number of operations of a loop: every function counts as one at every point."""
+    """The number of operations of a loop. Each function counts as one operation at each point."""
     values = expr.walk(*(store.value for store in loop.stores))
     return float(_count(loop.shape)) * max(1, sum(isinstance(value, Op | Reduce) for value in values))
 
@@ -147,7 +147,7 @@ def node_bytes(node: Node) -> float:
 
 
 def finished_bytes(node: Finished) -> float:
-    """As `node_bytes`, without the product itself where it isn't stored."""
+    """As `node_bytes`, but without the product if it isn't stored."""
     (product,) = node.call.outputs
     loaded = sum(_distinct(view) for view in {view for view, _ in reads(node.loop)} - {product})
     return node_bytes(node.call) - WORD * _distinct(product) + WORD * (loaded + sum(map(_distinct, writes(node))))

@@ -1,10 +1,10 @@
 """Accurate float32 functions, made of additions, products, divisions and operations on bits.
 
 The built-in functions of SPIR-V may be far off (exp by 17 ULP on one driver), and drivers may
-assume that no float is NaN. These are within 4 ULP and right at NaN, infinity, -0 and huge
-arguments; where a device flushes denormals, so do they. Each is a function of `Value`s: the device
-and numpy run the same nodes. The polynomials are minimax fits of relative error (Remez's exchange)
-whose coefficients were rounded to float32 one after another.
+assume that no float is NaN. The functions here are within 4 ULP, and right at NaN, infinity, -0 and
+huge arguments; they flush denormals if the device does. Each takes and returns `Value`s, so the
+device and numpy run the same nodes. The polynomials are minimax fits of the relative error (Remez
+exchange), with coefficients rounded to float32 one after another.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FUNCTIONS: dict[str, Function] = {}
 INFINITY, NAN = math.inf, math.nan
 SIGN, MAGNITUDE, INFINITE_BITS, ONE_BITS = 0x80000000, 0x7FFFFFFF, 0x7F800000, 0x3F800000
 LOG2_E = 1.44269504088896341
-LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440054690583e-4  # the first has 9 bits: n times it is exact
+LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440054690583e-4  # LN2_HIGH has 9 bits, so n·LN2_HIGH is exact
 HALF_PI, HALF_PI_LOW = 1.57079637050628662, -4.37113900018624283e-8
 PI, PI_LOW = 2 * HALF_PI, 2 * HALF_PI_LOW
 
@@ -45,14 +45,14 @@ TWO_OVER_PI = (0, 0xA2F9836E, 0x4E441529, 0xFC2757D1, 0xF534DDC0, 0xDB629599, 0x
 
 
 def function(body: Function) -> Function:
-    """Registers a function under its name without the underscore that some need."""
+    """Registers a function under its name, without the final underscore that some names need."""
     FUNCTIONS[body.__name__.rstrip("_")] = body
     return body
 
 
 @cache
 def graph_of(name: str, arity: int) -> tuple[Graph, int]:
-    """A function's nodes, with its arguments as symbols "0", "1", ...; and its result."""
+    """A function's nodes, with its arguments as symbols "0", "1", ..., and its result's number."""
     graph = Graph()
     result = FUNCTIONS[name](*(graph.symbol(str(k), "float32") for k in range(arity)))
     return graph, result.number
@@ -67,12 +67,12 @@ def magnitude(x: Value) -> Value:
 
 
 def with_sign(positive: Value, x: Value) -> Value:
-    """A number that isn't negative, with the sign of x."""
+    """`positive`, which isn't negative, with the sign of x."""
     return (positive.bits() | (x.bits() & SIGN)).as_float()
 
 
 def keep_nan(x: Value, result: Value) -> Value:
-    """The result, or x where x is NaN."""
+    """The result, or x if x is NaN."""
     return is_nan(x).where(x, result)
 
 
@@ -91,7 +91,7 @@ def power_of_two(n: Value) -> Value:
 
 
 def scale(x: Value, n: Value) -> Value:
-    """x·2^n for an int32 n; in two factors, because 2^128 isn't a float."""
+    """x·2^n for an int32 n. 2^n is applied as two factors, because 2^128 isn't a float32."""
     half = n >> 1
     return x * power_of_two(half) * power_of_two(n - half)
 
@@ -112,7 +112,7 @@ def split(x: Value) -> tuple[Value, Value]:
     """(e, m) with x = m·2^e and sqrt(1/2) <= m < sqrt(2), for a positive number."""
     bits = x.bits()
     denormal = bits < 0x00800000
-    bits = denormal.where(bits.to_float().bits(), bits)  # x·2^149, by integers as floats may be flushed
+    bits = denormal.where(bits.to_float().bits(), bits)  # x·2^149, by integers: floats may be flushed
     e = (bits - 0x3F3504F3).as_int() >> 23
     m = (bits - (e << 23).bits()).as_float()
     return denormal.where(e - 149, e), m
@@ -126,7 +126,7 @@ def log_sum(f: Value, e: Value, low: Value | float = 0.0) -> Value:
 
 
 def log_domain(x: Value, result: Value) -> Value:
-    """A logarithm's result with −infinity at 0, NaN below, infinity at infinity."""
+    """A logarithm's result, with −infinity at 0, NaN below 0, and infinity at infinity."""
     result = (x.bits() < INFINITE_BITS).where(result, x)
     result = is_negative(x).where(x.of(NAN), result)
     return keep_nan(x, is_zero(x).where(x.of(-INFINITY), result))
@@ -171,7 +171,7 @@ def log2(x: Value) -> Value:
 
 @function
 def log10(x: Value) -> Value:
-    # log10(2) in two parts; the first has 9 bits, so that e times it is exact.
+    # log10(2) in two parts; the first part has 9 bits, so its product with e is exact.
     e, m = split(x)
     real = e.to_float()
     low = fma(log_sum(m - 1.0, x.of(0.0)), 0.434294481903251828, real * 2.48745663981195214e-4)
@@ -207,7 +207,7 @@ def tanh(x: Value) -> Value:
 
 
 def _half_exp(a: Value) -> Value:
-    """e^a / 2 without overflow before that of the result."""
+    """e^a / 2. It overflows only if the result does."""
     n, p = exp_parts(clamp(a, 0.0, 91.0))
     return scale(p + 1.0, n - 1)
 
@@ -231,7 +231,7 @@ def cosh(x: Value) -> Value:
 
 
 def _window(start: Value) -> list[Value]:
-    """96 bits of TWO_OVER_PI from a bit on, as three words. After Payne and Hanek."""
+    """96 bits of TWO_OVER_PI from bit `start` on, as three words. After Payne and Hanek."""
     word, shift = start >> 5, start & 31
     words = []
     for k in range(4):
@@ -246,7 +246,7 @@ def _quarters(x: Value) -> tuple[Value, Value]:
     """(r, q) with |x| = r + q·pi/2 modulo 2·pi, |r| <= pi/4, for a finite x.
 
     |x| is an integer of 24 bits times 2^(e − 23). Its product with 2/pi is needed modulo 4 only, so
-    96 bits of 2/pi, chosen by e, are enough: 2 bits of quarters and 94 of their fraction.
+    96 bits of 2/pi, chosen by e, are enough: 2 bits for q and 94 bits for its fraction.
     """
     a = magnitude(x)
     bits = a.bits()
@@ -259,7 +259,7 @@ def _quarters(x: Value) -> tuple[Value, Value]:
     one = middle.of(1)
     top = integer * first + integer.raw("UMulHigh", second) + (middle < low).where(one, 0)
     high, rest = (top << 2) | (middle >> 30), (middle << 2) | ((integer * third) >> 30)
-    below = high.as_int() < 0  # the fraction is at least a half: go to the next quarter
+    below = high.as_int() < 0  # the fraction is at least 1/2, so round q up
     quarter = (top >> 30) + below.where(one, 0)
     high, rest = below.where(~high, high), below.where(~rest, rest)
     empty = high.equals(0)
@@ -284,7 +284,7 @@ def _flip(value: Value, condition: Value) -> Value:
 
 
 def _of_finite(x: Value, result: Value) -> Value:
-    """The result, or NaN where x is infinite or NaN."""
+    """The result, or NaN if x is infinite or NaN."""
     return (magnitude(x).bits() < INFINITE_BITS).where(result, x.of(NAN))
 
 
@@ -332,7 +332,7 @@ def atan(x: Value) -> Value:
 
 @function
 def atan2(y: Value, x: Value) -> Value:
-    """The angle of (x, y), as C's atan2 at zeros and infinities."""
+    """The angle of (x, y); at zeros and infinities as C's atan2."""
     up, along = magnitude(y), magnitude(x)
     steep = up > along
     big, small = steep.where(up, along), steep.where(along, up)
@@ -347,7 +347,7 @@ def atan2(y: Value, x: Value) -> Value:
 
 
 def _arc(x: Value) -> tuple[Value, Value, Value]:
-    """(|x| <= 1/2, y, asin y − y), where y is |x| there, else the sine of half the other angle."""
+    """(|x| <= 1/2, y, asin y − y). y is |x| if |x| <= 1/2, else sin(acos(|x|) / 2)."""
     a = magnitude(x)
     near = (a > 0.5).where(x.of(0.0), x.of(1.0)) > 0.5
     z = near.where(a * a, (1.0 - a) * 0.5)
@@ -356,7 +356,7 @@ def _arc(x: Value) -> tuple[Value, Value, Value]:
 
 
 def _in_one(x: Value, result: Value) -> Value:
-    """The result, or NaN where |x| > 1 or x is NaN."""
+    """The result, or NaN if |x| > 1 or x is NaN."""
     return (magnitude(x).bits() > ONE_BITS).where(x.of(NAN), result)
 
 
@@ -388,7 +388,7 @@ def sqrt(x: Value) -> Value:
 
 @function
 def rsqrt(x: Value) -> Value:
-    """With a step of Newton's method, as the built-in may be 2 ULP off."""
+    """1/sqrt(x), with a step of Newton's method, because the built-in may be 2 ULP off."""
     rough = x.raw("InverseSqrt")
     fine = rough * (1.5 - 0.5 * ((x * rough) * rough))
     bits = x.bits()
@@ -400,7 +400,8 @@ def rsqrt(x: Value) -> Value:
 
 @function
 def div(a: Value, b: Value) -> Value:
-    """a/b. Devices may divide by way of 1/b, which is flushed to 0 above 2^126: scale there."""
+    """a/b. A device may divide through 1/b, which is flushed to 0 if b > 2^126, so large b are
+    scaled."""
     huge = (b.bits() & MAGNITUDE) >= 0x7E800000
     factor = huge.where(a.of(2.0**-16), 1.0)
     return (a * factor) / (b * factor)

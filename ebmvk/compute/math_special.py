@@ -1,4 +1,4 @@
-"""More functions as in math.py: powers, remainders, error functions, and the gamma function."""
+"""More functions like those of math.py: powers, remainders, error functions, the gamma function."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from ebmvk.compute.math import (
 from ebmvk.compute.values import Value, fma, is_nan, polynomial
 
 ERF = (7.80705741e-05, -0.000799788686, 0.00518716453, -0.0268533472, 0.112835787, -0.37612626, 0.128379166)
-# erfc(x)·exp(x²): in x − 1.5 from 1/2 to 2.5; beyond, u·P(u − 1/4) with u = 1/x, to 10.3
+# erfc(x)·exp(x²): a polynomial in x − 1.5 for x from 1/2 to 2.5; above, up to 10.3, u·P(u − 1/4)
+# with u = 1/x
 ERFC = (
     3.08642593e-05, -9.6169133e-05, 0.000213529886, -0.000636227196, 0.00189110637, -0.00515788933, 0.0133763701,
     -0.0329286754, 0.0761510804, -0.163623035, 0.321585417,
@@ -38,7 +39,8 @@ ERFC_FAR = (
     0.0634736791, -0.0130620273, 0.374245673, -0.274449348, -0.0275493711, 0.21952562, -0.167788684, -0.119446956,
     0.547997832,
 )  # fmt: skip
-# erfinv(x)/x with w = −log(1 − x²): in w below 2.5, in w − 2.5 below 5, in sqrt(w) − 3.1575 beyond
+# erfinv(x)/x with w = −log(1 − x²): a polynomial in w for w < 2.5, in w − 2.5 for w < 5, and in
+# sqrt(w) − 3.1575 above
 ERFINV = (
     8.77329853e-07, -8.96334222e-06, 3.2645039e-05, -1.58704097e-05, -5.72439894e-05, -0.00237853685, 0.0115623418,
     0.232012197, 0.886226952,
@@ -62,7 +64,7 @@ LGAMMA_MIDDLE = (
     1.55106841e-06, -1.06163643e-05, 6.89950029e-05, -0.000459804985, 0.00324829761, -0.0253476091, 0.251289785,
 )  # fmt: skip
 LGAMMA_FAR = (0.000861065462, -0.00277897413, 0.0833333358)
-# digamma(x)/(x − root) about 1.5 for 1 <= x < 2; beyond, (log x − 1/2x − digamma x)·x² in 1/x²
+# digamma(x)/(x − root) about 1.5 for 1 <= x < 2; above, (log x − 1/(2x) − digamma x)·x² in 1/x²
 DIGAMMA_ROOT, DIGAMMA_ROOT_LOW = 1.4616321325302124, 1.24381499389e-8
 DIGAMMA = (
     0.00636408105, -0.016566148, 0.0199401435, -0.0256791282, 0.0402351916, -0.0620760508, 0.0950392112,
@@ -77,7 +79,7 @@ Pair = tuple[Value, Value]
 
 
 def _cut(a: Value) -> Pair:
-    """Two floats of 12 bits with sum a."""
+    """Two floats of 12 bits each, whose sum is a."""
     high = (a.bits() & 0xFFFFF000).as_float()
     return high, a - high
 
@@ -105,7 +107,7 @@ def _pair_constant(x: Value, value: float) -> Pair:
 
 
 def _log2_pair(x: Value) -> Pair:
-    """log2 x of a positive x, to about 2^-34 of it."""
+    """log2 x of a positive x, with a relative error of about 2^-34."""
     e, m = split(x)
     f = m - 1.0
     g = m + 1.0
@@ -138,7 +140,7 @@ def _positive_power(x: Value, y: Value) -> Value:
 
 @function
 def pow_(x: Value, y: Value) -> Value:
-    """x^y, as C's pow at zeros, infinities and NaN."""
+    """x^y; at zeros, infinities and NaN as C's pow."""
     a, size = magnitude(x), magnitude(y)
     zero, infinity, one = x.of(0.0), x.of(INFINITY), x.of(1.0)
     whole = y.raw("Trunc").equals(y) | (size >= 2.0**23)
@@ -161,7 +163,7 @@ def pow_(x: Value, y: Value) -> Value:
 
 
 def _fraction(bits: Value) -> tuple[Value, Value]:
-    """(exponent, integer) of a positive float: integer·2^(exponent − 150); denormals too."""
+    """(exponent, integer) of a positive float integer·2^(exponent − 150), which may be denormal."""
     exponent, digits = bits >> 23, bits & 0x7FFFFF
     denormal = exponent.equals(0)
     return denormal.where(exponent.of(1), exponent).as_int(), denormal.where(digits, digits | 0x800000)
@@ -178,7 +180,7 @@ def _assemble(exponent: Value, integer: Value) -> Value:
 
 @function
 def fmod(x: Value, y: Value) -> Value:
-    """The exact rest of x/y rounded towards zero, by long division of integers, 8 bits a step."""
+    """The exact remainder of x/y rounded towards zero, by long division, 8 bits per step."""
     a, b = magnitude(x).bits(), magnitude(y).bits()
     (ea, ma), (eb, mb) = _fraction(a), _fraction(b)
     mb = mb.equals(0).where(mb.of(1), mb)
@@ -210,7 +212,8 @@ def _erf_near(x: Value) -> Value:
 
 
 def _erfc_far(a: Value) -> Value:
-    """erfc a for a >= 1/2. a² is taken in two parts, as its rounding error would be multiplied."""
+    """erfc a for a >= 1/2. a² is computed in two parts, because exp would amplify its rounding
+    error."""
     a = clamp(a, 0.5, 11.0)
     high = (a.bits() & 0xFFFFF000).as_float()
     n, p = exp_parts(-(high * high), -((a - high) * (a + high)))
@@ -258,7 +261,7 @@ def _sin_pi(r: Value) -> tuple[Value, Value]:
 
 
 def _lgamma_positive(a: Value) -> Value:
-    """For a >= 0. Below 1 by lgamma(a + 1) − log a; from 8 on by Stirling's series."""
+    """lgamma a for a >= 0: below 1 by lgamma(a + 1) − log a, and from 8 on by Stirling's series."""
     low = a < 1.0
     t = low.where(a, a - 1.0)
     near = t * (t - 1.0) * polynomial(low.where(a + 1.0, a) - 2.0, *LGAMMA)
@@ -272,7 +275,8 @@ def _lgamma_positive(a: Value) -> Value:
 
 @function
 def lgamma(x: Value) -> Value:
-    """log |gamma(x)|. Below 0 by reflection, where the error is 4 ULP of both terms' sizes."""
+    """log |gamma(x)|. Below 0 it is computed by reflection, with an error of 4 ULP of the sum of
+    both terms' sizes."""
     a = magnitude(x)
     positive = _lgamma_positive(a)
     r = x - x.raw("Round")
@@ -297,7 +301,7 @@ def _digamma_positive(a: Value) -> Value:
 @function
 def digamma(x: Value) -> Value:
     """The derivative of lgamma; −infinity at 0, infinity at −0, NaN at negative integers. Below 0
-    by reflection, where the error is 4 ULP of both terms' sizes."""
+    it is computed by reflection, with an error of 4 ULP of the sum of both terms' sizes."""
     negative = is_negative(x)
     positive = _digamma_positive(negative.where(1.0 - x, x))
     r = x - x.raw("Round")

@@ -1,10 +1,10 @@
-"""How a matrix product is divided into dispatches: which tile, and how many parts of the sums.
+"""Divides a matrix product into dispatches: chooses the tile and the number of parts of the sums.
 
 The result is alpha a b + beta c for each matrix of a batch, with any strides. matmul_tiles.py
-chooses the kernel and its tile. A small result of long sums would keep few workgroups busy; its
-sums are cut into parts of equal length, which are added in order: a few by a loop, which can share
-a dispatch with others (`parted`), and more by `matmul_join`. All of this depends on the shapes and
-the device's limits only, so that equal calls give equal bits.
+chooses the kernel and its tile. A small result with long sums would keep few workgroups busy, so
+its sums are cut into parts of equal length. The parts are added in order. A loop, which can share a
+dispatch with other loops (`parted`), adds a few parts; `matmul_join` adds more. All of this depends
+only on the shapes and the device's limits, so equal calls give equal bits.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ PUSH = {
 
 JOIN_GROUP = 64
 LOOPED = 8
-"""The most parts that a loop adds up."""
+"""A loop adds up at most this many parts."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """Sizes of a call after merging, with the operands' strides."""
+    """Sizes of a call after its axes are merged, with the operands' strides."""
 
     rows: int
     columns: int
@@ -96,8 +96,8 @@ def _steps(call: Call, limits: Limits, fresh: Fresh) -> Iterator[Dispatch]:
 
 
 def parted(call: Call, limits: Limits, fresh: Fresh) -> tuple[Call, Loop] | None:
-    """A product as a call that computes parts of its sums, and the loop that adds them up. None if
-    there is one part, or if one dispatch can't do it."""
+    """A call that computes parts of a product's sums, and the loop that adds the parts up. None if
+    there is one part, or if the product takes several dispatches."""
     result = call.outputs[0]
     whole = View(result.tensor, result.shape, dense_strides(result.shape), 0)
     parts = _parts(Call("matmul", call.inputs[:2], (whole,)), limits)
@@ -130,7 +130,7 @@ def matmul_parts(call: Call, limits: Limits, _: Fresh) -> Planned:
 
 
 def _parts(call: Call, limits: Limits) -> int:
-    """Parts of the sums, 1 if the call takes several dispatches anyway, or none."""
+    """The number of parts of the sums; 1 if the call takes several dispatches anyway, or none."""
     product = _product(call)
     batches = list(product.batch.parts(3, limits.groups_yz))
     if len(batches) != 1 or 0 in (product.rows, product.columns, product.inner, product.batch.count):
@@ -176,7 +176,7 @@ class _Piece:
         return self._tiles(tile, 1, self.tensors, self._ends(), self.added)
 
     def partial(self, tile: Tile, parts: int, partial: Tensor) -> Dispatch:
-        """Sums of parts, each dense."""
+        """The dispatch that computes the parts of the sums, each part dense."""
         rows, columns = self.whole.rows, self.whole.columns
         _, middle, last = self.batch.sizes
         matrix = rows * columns

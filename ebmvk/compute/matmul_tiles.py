@@ -1,8 +1,8 @@
 """Tiles of matrix products, and the choice among them.
 
 Each tile is a specialisation of one of three kernels. `matmul_tiled` passes slices of both matrices
-through shared memory. `matmul_lanes` is for processors: lanes of a subgroup take elements from each
-other. `matmul_direct` has neither, and is for sums of a few terms and for processors without such
+through shared memory. `matmul_lanes` is for CPUs: lanes of a subgroup take elements from each
+other. `matmul_direct` does neither; it is for sums of a few terms, and for CPUs without such
 subgroups.
 
 The choice follows a model of the time for each kind of device; nothing is measured at run time.
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 PARTIAL_BYTES = 64 << 20
 """The most bytes of partial sums."""
 LEAST_PART = 64
-"""The least terms of a part of a sum, so that a part costs more than its place in memory."""
+"""The least number of terms in a part of a sum: with fewer, storing the part would cost more than
+computing it."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class Tile:
 
     Attributes:
         down, across: invocations of a workgroup along rows and columns.
-        rows, columns: sums of an invocation.
-        depth: matmul_tiled: quads of the inner axis in a slice. The others: terms in a round.
-        speed: share of a device's peak that it reaches when all of the tile is used.
+        rows, columns: rows and columns of sums that one invocation computes.
+        depth: for matmul_tiled, groups of four terms in a slice; for the others, terms in a round.
+        speed: the share of a device's peak that the kernel reaches if all of the tile is used.
     """
 
     kernel: str
@@ -61,7 +62,7 @@ class Tile:
 
     @property
     def shared_bytes(self) -> int:
-        """As in matmul_tiled.comp; the most that a choice of strides takes."""
+        """Shared memory of matmul_tiled.comp: the most that it needs for any strides."""
         padding = 2 * (8 // self.depth)
         return 16 * self.depth * (sum(self.size) + padding) if self.kernel == "matmul_tiled" else 0
 
@@ -76,7 +77,7 @@ class Tile:
 
         Args:
             a: the number of rows, their stride, and the stride along the inner axis.
-            b: the same of columns.
+            b: the same for columns.
         """
         if self.kernel == "matmul_lanes":
             return self.rows, self.columns, self.depth, int(added)
@@ -87,14 +88,15 @@ class Tile:
 
 
 def _along(lines: int, stride: int, inner: int, quads: bool) -> int:
-    """What an invocation reads at once; see matmul_tiled.comp."""
+    """The elements that an invocation reads at once; see matmul_tiled.comp."""
     if inner == 1:
         return 0
     return 2 if stride == 1 and lines % 4 == 0 and quads else 1
 
 
-# Speeds: from the multiply-adds in the loop (python -m bench.isa) and the registers, which leave
-# room for four waves; the last two read most elements for a few multiply-adds.
+# The speeds are estimated from the multiply-adds in the loop (python -m bench.isa) and from the
+# registers, which leave room for four waves. The last two tiles read the most elements for each
+# multiply-add.
 CARD = (
     Tile("matmul_tiled", 16, 16, 8, 8, 2, 0.85),  # 128 x 128
     Tile("matmul_tiled", 8, 8, 8, 8, 1, 0.75),  # 64 x 64
@@ -108,11 +110,12 @@ SHORT = Tile("matmul_direct", 8, 8, 4, 4, 1, 0.2)
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs in the time of one multiply-add at the device's peak.
+    """Costs, in units of the time of one multiply-add at the device's peak.
 
     Attributes:
         busy: the number of invocations, in all workgroups, that keep the device busy.
-        join: to write and read a partial sum. dispatch: a dispatch and its barrier.
+        join: the cost of writing and reading a partial sum. dispatch: the cost of a dispatch and
+            its barrier.
     """
 
     busy: int
@@ -120,11 +123,11 @@ class Costs:
     dispatch: float
 
 
-# busy: eight invocations for each of the 2,048 lanes of an RX 6650 XT, since a lane with fewer
-# waits for memory; Vulkan doesn't say how many lanes a device has. join: 8 bytes at 280 GB/s, where
-# there are 5.4e12 multiply-adds a second. dispatch: 5 microseconds.
+# busy: eight invocations for each of the 2,048 lanes of an RX 6650 XT, because a lane with fewer
+# waits for memory. Vulkan doesn't say how many lanes a device has. join: 8 bytes at 280 GB/s, with
+# 5.4e12 multiply-adds a second. dispatch: 5 microseconds.
 CARD_COSTS = Costs(16384, 150.0, 2.5e7)
-# busy: 8 workgroups of 8 lanes, for cores that take turns. join: 40 cycles. dispatch: 20
+# For a CPU. busy: 8 workgroups of 8 lanes, several for each core. join: 40 cycles. dispatch: 20
 # microseconds.
 PROCESSOR_COSTS = Costs(64, 320.0, 1e6)
 
@@ -136,10 +139,10 @@ def tiles(limits: Limits) -> tuple[Tile, ...]:
     return tuple(tile for tile in CARD if tile.group <= limits.group and tile.shared_bytes <= limits.shared_bytes)
 
 
-# On lavapipe, a read by lanes at different places takes some 20 cycles a lane, because each element
-# is put into its vector through memory. So the best tile is the one that reads least for a
-# multiply-add: the largest whose code still compiles in seconds. 160 cycles for a read of 8 lanes
-# and 3 for a multiply-add of 8 lanes give the measured order of these tiles.
+# On lavapipe, if lanes read at different places, the read takes about 20 cycles a lane, because
+# each element goes into its vector through memory. So the best tile reads least for each
+# multiply-add: it is the largest one whose code still compiles in seconds. With 160 cycles for a
+# read of 8 lanes and 3 for their multiply-add, the model gives the measured order of these tiles.
 READ, ADD = 160.0, 3.0
 
 
@@ -164,7 +167,7 @@ def _direct(lanes: int, rows: int, columns: int) -> Tile:
 
 
 def chosen(rows: int, columns: int, inner: int, batches: int, limits: Limits) -> tuple[Tile, int]:
-    """The tile, and the number of parts of the sums, that take the least time by the model.
+    """The tile and the number of parts of the sums that take the least time in the model.
 
     Args:
         inner: terms of a sum, at least 1.
@@ -185,7 +188,7 @@ def chosen(rows: int, columns: int, inner: int, batches: int, limits: Limits) ->
 
 
 def _divisions(tile: Tile, results: int, inner: int, limits: Limits) -> Iterator[int]:
-    """Numbers of parts to try, so that each part has terms, and no more than its loop can do."""
+    """Numbers of parts to try. Each part then has terms, but not more than its loop can add."""
     least = -(-int(inner * tile.rounds + 64) // limits.loop_rounds)
     parts = least
     while parts == least or (inner // parts >= LEAST_PART and parts * results * WORD <= PARTIAL_BYTES):

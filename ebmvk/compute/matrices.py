@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PAIR = 2 * WORD
 FLOPS = 40
-"""Operations of a multiply-subtract of pairs, about."""
+"""About how many operations a multiply-subtract of pairs takes."""
 
 
 def inverse(call: Call, limits: Limits, _: Fresh) -> Planned:
@@ -32,7 +32,7 @@ def weakest_cut(call: Call, limits: Limits, _: Fresh) -> Planned:
     """The bipartition of units that loses the least information.
 
     Inputs: high and low part of a covariance (n, n), dense. Outputs: the information in nats, and
-    the part of each unit (n,), bool.
+    for each unit the part that it belongs to, (n,) bool.
 
     Raises:
         ArgumentError: three matrices don't fit shared memory.
@@ -41,7 +41,7 @@ def weakest_cut(call: Call, limits: Limits, _: Fresh) -> Planned:
 
 
 def _matrices(call: Call, kernel: str, held: int, limits: Limits, names: tuple[str, ...]) -> Planned:
-    """held: matrices in shared memory at once."""
+    """The dispatch of a kernel on matrices. held: matrices in shared memory at once."""
     high, n = call.inputs[0], call.inputs[0].shape[-1]
     need = held * n * n * PAIR + 64 * n
     if need > limits.shared_bytes:

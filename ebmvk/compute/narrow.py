@@ -1,8 +1,8 @@
 """float64 in a step's graph, for devices without it: each operation on it is replaced by operations
 on pairs of float32.
 
-Functions such as expm1 have only float32's relative error. What needs the extra digits are the sums
-in their arguments.
+Functions such as expm1 have only float32's relative error. Only the sums in their arguments need
+the extra digits.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ebmvk.errors import UnsupportedOperation
 Rule = Callable[..., Any]
 Own = TypeVar("Own", bound=Rule)
 RULES: dict[str, Rule] = {}
-"""{operation of ATen: what it is for pairs}. Arguments are as in the graph, with pairs in place of
-float64 tensors and tensors of other types as they are."""
+"""{operation of ATen: its form for pairs}. Arguments are as in the graph, but with pairs in place
+of float64 tensors."""
 
 
 def _rule(*names: str) -> Callable[[Own], Own]:
@@ -40,7 +40,7 @@ def _rule(*names: str) -> Callable[[Own], Own]:
 
 
 def _pair(value: Any) -> Pair:
-    """A tensor of another type as a pair; whole numbers exactly below 2^48."""
+    """A tensor of another type as a pair. Whole numbers below 2^48 stay exact."""
     if isinstance(value, Pair):
         return value
     if value.dtype == torch.float32:
@@ -54,7 +54,7 @@ def _pair(value: Any) -> Pair:
 
 
 def _both(x: Any, y: Any) -> tuple[Pair, Pair]:
-    """Two operands, of which one may be a number."""
+    """Two operands as pairs; one of them may be a number."""
     if isinstance(x, Pair | Tensor):
         x = _pair(x)
         return x, _pair(y) if isinstance(y, Pair | Tensor) else whole(float(y), x)
@@ -201,7 +201,7 @@ _MOVES = frozenset({
     "slice", "index", "index_select", "gather", "diagonal", "as_strided", "constant_pad_nd", "split_with_sizes",
     "split", "unbind", "repeat", "flip", "roll", "embedding",
 })  # fmt: skip
-"""Operations that only move elements: they act on both parts alike."""
+"""Operations that only move elements. They are applied to both parts of a pair."""
 
 
 def _moved(x: Pair, function: Callable[[Tensor], Any]) -> Any:
@@ -213,11 +213,12 @@ def _moved(x: Pair, function: Callable[[Tensor], Any]) -> Any:
 
 
 _PUTS = frozenset({"select_scatter", "slice_scatter", "diagonal_scatter", "index_copy"})
-"""Operations that put a second tensor into the first: they act on both parts alike."""
+"""Operations that put a second tensor into the first. They are applied to both parts of a pair."""
 
 
 def _put(target: Any, args: Sequence[Any], keywords: dict[str, Any]) -> Pair:
-    """The tensors of other types, such as an index, are as they are."""
+    """Applies an operation to both parts. Tensors of other types, such as an index, are the same
+    for both."""
     floats = [_pair(arg) if isinstance(arg, Pair) or number == 0 else arg for number, arg in enumerate(args)]
     parts = [[own.high, own.lower] if isinstance(own, Pair) else [own, own] for own in floats]
     high, low = (target(*each, **keywords) for each in zip(*parts, strict=True))
@@ -226,7 +227,8 @@ def _put(target: Any, args: Sequence[Any], keywords: dict[str, Any]) -> Pair:
 
 _LIKE = {"full_like": 1, "zeros_like": None, "ones_like": None, "new_zeros": None, "new_ones": None, "new_full": 2,
          "empty_like": None, "new_empty": None}  # fmt: skip
-"""Operations that make numbers in the shape or type of a pair, and which argument is the number."""
+"""{operation that makes a tensor in the shape or type of a pair: position of the number that it is
+filled with, or None}."""
 
 
 def _made(target: Any, args: Sequence[Any], keywords: dict[str, Any]) -> Pair:
@@ -255,7 +257,7 @@ _PLACES = frozenset({"device", "layout", "pin_memory", "memory_format"})
 
 
 def constants(graph: fx.GraphModule) -> set[fx.Node]:
-    """The nodes that no argument of the step reaches. The host computes them, in float64."""
+    """The nodes that don't depend on the step's arguments. The host computes them, in float64."""
     found: set[fx.Node] = set()
     for node in graph.graph.nodes:
         alone = node.op in {"call_function", "get_attr"} and all(parent in found for parent in node.all_input_nodes)
@@ -277,7 +279,7 @@ def _is_wide(node: fx.Node) -> bool:
 
 
 def narrowed(graph: fx.GraphModule, make: Make, unsupported: Unsupported) -> fx.GraphModule:
-    """The graph with pairs in place of float64. Nodes that have nothing to do with it stay.
+    """The graph with pairs in place of float64. Nodes without float64 stay the same.
 
     make: traces a function of tensors. unsupported: makes the error, from a node and what isn't
     supported.
@@ -299,7 +301,7 @@ def narrowed(graph: fx.GraphModule, make: Make, unsupported: Unsupported) -> fx.
 
 
 class _Values(dict[fx.Node, Any]):
-    """For each node of the old graph its value: a new node, a pair of them, or a list."""
+    """The value of each node of the old graph: a new node, a pair of new nodes, or a list."""
 
     def has_pairs(self, node: fx.Node) -> bool:
         return any(isinstance(part, Pair) for part in pytree.tree_leaves(self[node]))
@@ -314,8 +316,8 @@ class _Place:
 
 @dataclass
 class _Inlined:
-    """An operation with its rule's operations in its place. root: holds tensors of graphs. known:
-    traces of operations, with what they return."""
+    """Replaces an operation by the operations of its rule. root: holds the graphs' tensors. known:
+    traces of rules, with what the rules return."""
 
     root: fx.GraphModule
     graph: fx.Graph
@@ -352,7 +354,7 @@ class _Inlined:
             shape[:] = [result]
             return [value for value in pytree.tree_leaves(_opened(result)) if isinstance(value, Tensor)]
 
-        # Copies of a node share what the graph says of them, and the trace must tell them apart.
+        # Copies of a node share one tensor without data, and the trace must distinguish them.
         return make(called)(*(node.meta["val"].detach() for node in inputs)), shape[0]
 
     def _copied(self, traced: fx.GraphModule, inputs: Sequence[fx.Node]) -> list[fx.Node]:
@@ -396,7 +398,7 @@ def _with(tree: Any, of: dict[fx.Node, Tensor]) -> Any:
 
 
 def _renewed(tree: Any, nodes: Any) -> Any:
-    """The tree of a rule's result with nodes in place of its tensors, taken in order."""
+    """The tree of a rule's result, with its tensors replaced by `nodes` in order."""
     if isinstance(tree, Tensor):
         return next(nodes)
     if isinstance(tree, Pair):
@@ -405,15 +407,15 @@ def _renewed(tree: Any, nodes: Any) -> Any:
 
 
 def _laid_as(tree: Any, before: Any) -> Any:
-    """The tree of a rule's result, lying in memory like the result that it replaces. The nodes
-    after it were traced with its strides, and views and `as_strided` depend on them."""
+    """The tree of a rule's result, with the strides of the result that it replaces. The nodes after
+    it were traced with these strides, and views and `as_strided` depend on them."""
     if isinstance(tree, list | tuple):
         return [_laid_as(part, own) for part, own in zip(tree, before, strict=True)]
     if isinstance(tree, Pair):
         return tree.each(lambda part: _laid_as(part, before))
     if not isinstance(tree, Tensor) or _lies_like(tree, before):
         return tree
-    # The order in memory of a dense result. One with gaps or repeats allows fewer views than this.
+    # Use the order in memory of a dense result. A result with gaps or repeats allows fewer views.
     order = sorted(range(before.dim()), key=lambda axis: -before.stride(axis))
     back = [order.index(axis) for axis in range(before.dim())]
     return tree.permute(order).clone(memory_format=torch.contiguous_format).permute(back)
@@ -441,7 +443,7 @@ def _ruled(target: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _own(function: Callable[..., Any], args: Sequence[Any]) -> Any:
-    """An operation of torch.library by its form for pairs, which takes and gives (high, low)."""
+    """Calls a torch.library operation's form for pairs, which takes and returns (high, low)."""
     wide = [_pair(arg) if isinstance(arg, Tensor) and arg.dtype == torch.float64 else arg for arg in args]
     results = function(*((arg.high, arg.lower) if isinstance(arg, Pair) else arg for arg in wide))
     if isinstance(results, tuple) and all(isinstance(part, Tensor) for part in results) and len(results) == 2:

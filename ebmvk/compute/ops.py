@@ -1,5 +1,5 @@
-"""The operations of expressions: `OPS` says for each name which types it takes and gives, and
-builds its value. What each means in numpy stands in oracle_ops.py.
+"""The operations of expressions. For each name, `OPS` has the types of arguments and result, and
+builds the value. oracle_ops.py defines the same operations in numpy.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ KINDS: dict[str, tuple[DType, ...]] = {
     "y": ("float32", "int32", "uint32", "bool"),
     "w": ("float32", "int32", "uint32"),
 }
-"""Types that a letter of a signature stands for. The same letter is the same type."""
+"""Types that a letter of a signature stands for. Within a signature, the same letter stands for the
+same type."""
 
 
 @dataclass(frozen=True)
 class Operation:
     """signature: letters of KINDS for the arguments, "->", and one for the result.
-    build: makes the value from those of the arguments, and from the result's type if it is TYPED.
+    build: makes the value from the arguments' values, and from the result's type if the name is in
+    TYPED.
     """
 
     name: str
@@ -87,7 +89,7 @@ def _is_number(x: Value) -> bool:
 
 
 def _no_nan(result: Value, *floats: Value) -> Value:
-    """A comparison's result, and false if an argument is NaN, whatever the driver assumes."""
+    """A comparison's result, but false if an argument is NaN, whatever the driver assumes."""
     for x in floats:
         if not _is_number(x):
             result = result & ((x.bits() & MAGNITUDE) <= INFINITE_BITS)
@@ -107,7 +109,7 @@ def _differs(a: Value, b: Value) -> Value:
 
 
 def _extreme(name: str) -> Build:
-    """The larger or smaller; NaN if an argument is NaN."""
+    """Builds the larger or smaller of two values; NaN if one of them is NaN."""
 
     def build(a: Value, b: Value) -> Value:
         if a.dtype != "float32":
@@ -130,8 +132,8 @@ def _divide(a: Value, b: Value) -> Value:
 
 
 def _floor_parts(a: Value, b: Value) -> tuple[Value, Value, Value]:
-    """Quotient and rest of a division that rounds towards zero, and whether flooring differs. Made
-    without OpSRem, which is undefined for negative operands."""
+    """Quotient and remainder of a division that rounds towards zero, and whether rounding down
+    would differ. OpSRem isn't used, because it is undefined for negative operands."""
     quotient = a / b
     rest = a - quotient * b
     return quotient, rest, rest.differs(0) & ((rest ^ b) < 0)

@@ -41,7 +41,7 @@ from ebmvk.errors import ArgumentError
 
 Array = np.ndarray[Any, Any]
 Values = dict[int, Array]
-"""Elements of each tensor, flat, by the tensor's id."""
+"""The elements of each tensor, as a flat array, by the tensor's id."""
 
 
 def numpy_type(dtype: DType, floats: type[np.floating[Any]]) -> Any:
@@ -93,7 +93,7 @@ def start(program: Program, leaves: Sequence[Array], floats: type[np.floating[An
 
 
 def empty(tensor: Tensor, floats: type[np.floating[Any]]) -> Array:
-    """Elements that nothing has written yet: NaN, so that reading one shows."""
+    """The elements of a tensor that nothing has written yet: NaN, so that a read is noticed."""
     made = np.zeros(tensor.bytes // 4, numpy_type(tensor.dtype, floats))
     if tensor.dtype == "float32":
         made.fill(np.nan)
@@ -142,8 +142,8 @@ def _run_loop(loop: Loop, values: Values, floats: type[np.floating[Any]]) -> lis
     for store in loop.stores:
         result = done[id(store.value)]
         if loop.reduced and len(store.view.shape) == len(loop.parallel):
-            # The value doesn't change along the reduced axes: any of their points will do.
-            # There may be none (a sum of nothing), so they aren't spread over these axes.
+            # The value doesn't change along the reduced axes, so any of their points will do. It
+            # isn't spread over these axes, because they may have no points (a sum of nothing).
             least = (*loop.parallel, *(1,) * loop.reduced)
             spread = np.broadcast_to(result, np.broadcast_shapes(np.shape(result), least))
             result = spread.reshape((*loop.parallel, -1))[..., 0]
@@ -244,7 +244,7 @@ def _scan_sum(inputs: list[Array], node: Call) -> list[Array]:
 
 
 def _sort(inputs: list[Array], node: Call) -> list[Array]:
-    """Stable: ties go to the lower position. NaN counts as the largest."""
+    """A stable sort: ties go to the lower position. NaN counts as the largest."""
     (values,) = inputs
     if _constant(node, "descending", False):
         reverse = np.argsort(values[..., ::-1], axis=-1, kind="stable")[..., ::-1]
@@ -262,7 +262,7 @@ def _topk(inputs: list[Array], node: Call) -> list[Array]:
 
 
 def _own(inputs: list[Array], node: Call) -> list[Array]:
-    """An operation of torch.library that is a kernel: its reference."""
+    """The reference of an operation of torch.library that is a kernel."""
     found = next(operation for operation, kernel in library.KERNELS.items() if kernel == node.name)
     results = library.reference_of(found)(*(torch.from_numpy(np.array(array)) for array in inputs))
     return [part.numpy() for part in (results if isinstance(results, tuple | list) else [results])]
@@ -308,8 +308,8 @@ def compare(
 ) -> Difference | None:
     """The first node whose results differ from the oracle's, or None.
 
-    Each node is computed in float64 from the device's own inputs of it, so an error counts only at
-    the node that makes it.
+    Each node is computed in float64 from the inputs that it had on the device. So an error counts
+    only at the node that makes it.
 
     Args:
         run: runs the program and returns the elements of all its tensors, flat, by id.

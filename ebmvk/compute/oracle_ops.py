@@ -121,8 +121,8 @@ MEANING: dict[str, Callable[..., Array]] = {
     "logical_xor": np.logical_xor,
     "where": np.where,
 }
-"""Arguments have the types that the program gives them. Division of integers by 0 gives some
-number, as on a device."""
+"""{operation: its function in numpy}. Arguments have the types that the program gives them.
+Dividing an integer by 0 gives an undefined number, as on a device."""
 
 
 def first_of(values: Array, axes: int, *, largest: bool) -> Array:

@@ -1,4 +1,4 @@
-"""Which line of a step made an operation of its graph."""
+"""Finds the line of a step that made an operation of its graph."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OWN = str(Path(__file__).parent)
 
 
 class Lines(TorchFunctionMode):
-    """Notes the line of the step that calls each operation, on the nodes that it makes."""
+    """Notes the line of the step that calls an operation on each node that the operation makes."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -38,8 +38,8 @@ class Lines(TorchFunctionMode):
 
 
 class Gradients(TorchDispatchMode):
-    """Gives the operations of a gradient the line of the operation whose gradient they are. To
-    autograd, both have the same number."""
+    """Gives the operations of a gradient the line of the forward operation. Autograd numbers both
+    alike."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 WAYS = 4
-"""Terms that one level of a sum adds up."""
+"""The number of terms that one level of a sum adds up."""
 _SPLIT = 4097.0  # 2^12 + 1: halves the 24 bits of a float32
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A float64 tensor. low: None if all values are exactly float32."""
+    """A float64 tensor, high + low. low: None if float32 represents all values exactly."""
 
     high: Tensor
     low: Tensor | None = None
@@ -31,7 +31,7 @@ class Pair:
         return torch.zeros_like(self.high) if self.low is None else self.low
 
     def each(self, function: Callable[[Tensor], Any]) -> Pair:
-        """A function that moves elements, on both parts."""
+        """Both parts with a function applied that only moves elements."""
         return Pair(function(self.high), None if self.low is None else function(self.low))
 
 
@@ -46,7 +46,7 @@ def two_sum(a: Tensor, b: Tensor) -> Pair:
 
 
 def _quick(a: Tensor, b: Tensor) -> Pair:
-    """a + b, exactly, where |a| >= |b|."""
+    """a + b, exactly if |a| >= |b|."""
     total = a + b
     return Pair(total, b - (total - a))
 
@@ -100,14 +100,14 @@ def divide(x: Pair, y: Pair) -> Pair:
 
 
 def root_reciprocal(x: Pair) -> Pair:
-    """x^{-1/2}, by a step of Newton's method from that of float32."""
+    """x^{-1/2}, by a step of Newton's method from the float32 result."""
     guess = Pair(torch.rsqrt(x.high))
     error = add(whole(1.0, x), negative(multiply(x, multiply(guess, guess))))
     return add(guess, Pair(guess.high * error.high * 0.5))
 
 
 def total(x: Pair) -> Pair:
-    """The sum over the last axis, in a tree whose order depends on its length alone."""
+    """The sum over the last axis, in a tree whose order depends only on the axis's length."""
     while x.high.shape[-1] > 1:
         count = x.high.shape[-1]
         size = -(-count // WAYS)
@@ -132,7 +132,7 @@ def product(x: Pair, y: Pair) -> Pair:
 
 
 def whole(value: float, like: Pair) -> Pair:
-    """A pair with the same number everywhere, of the shape of another pair."""
+    """A pair that has the same number everywhere and the shape of `like`."""
     high = float(np.float32(value))
     low = value - high
     full: Callable[[float], Tensor] = lambda own: torch.full_like(like.high, own)  # noqa: E731

@@ -1,9 +1,9 @@
 """Plans a program before anything runs: where its tensors lie on the device, and the order of its
 nodes.
 
-Tensors that only the program's own nodes use share an arena: two of them overlap there if one is
-last used before the other is first written. Arguments that stay between runs, constants and results
-lie apart from it.
+Tensors that only the program's own nodes use share an arena. Two of them may overlap there if one
+is last used before the other is first written. Arguments that stay between runs, constants and
+results lie outside the arena.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ Region = Literal["fed", "kept", "constants", "results", "arena"]
 REGIONS: tuple[Region, ...] = ("fed", "kept", "constants", "results", "arena")
 
 SEGMENT_SECONDS = 0.1
-"""The time that a segment may take by the cautious speeds below. Drivers reset a device that works
-for about 2 s without a pause."""
+"""The time that a segment may take at the low speeds assumed below. Drivers reset a device that
+works for about 2 s without a pause."""
 
 SPEED = {"cpu": 2e9, "discrete": 5e10}
-"""FLOP/s by the kind of device that even a slow one reaches; others are taken for OTHER_SPEED."""
+"""{kind of device: FLOP/s that even a slow device of this kind reaches}. OTHER_SPEED is for all
+other kinds."""
 OTHER_SPEED = 1e10
 BYTES_PER_FLOP = 0.25
-"""The bytes per second that such a device moves, for each FLOP/s."""
+"""The bytes that such a device moves in the time of one floating-point operation."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Step:
-    """A node with its dispatches. seconds: what it takes on a slow device of this kind."""
+    """A node with its dispatches. seconds: its time on a slow device of this kind."""
 
     node: PlanNode
     lowered: Lowered
@@ -54,7 +55,7 @@ class Step:
 
     @property
     def tensors(self) -> Iterator[Tensor]:
-        """What its kernels touch; a tensor may come twice."""
+        """The tensors that its kernels read or write; a tensor may come twice."""
         yield from (view.tensor for view in writes(self.node))
         yield from (view.tensor for view, _ in reads(self.node))
         yield from self.lowered.scratch
@@ -67,9 +68,9 @@ class Plan:
     Attributes:
         settled: the program with donated results in place.
         steps: in order.
-        places: of all tensors, by id.
-        nbytes: size of each region.
-        last_use: the number of the step after which a tensor of the arena isn't needed, by id.
+        places: the places of all tensors, by id.
+        nbytes: the size of each region.
+        last_use: for each tensor of the arena, by id, the number of the last step that needs it.
         fetched: positions of the results that a run brings to the host.
     """
 
@@ -83,7 +84,7 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """Device memory of everything."""
+        """The bytes of device memory in all regions."""
         return sum(self.nbytes.values())
 
     @property
@@ -94,7 +95,7 @@ class Plan:
     def segments(self, most: float = SEGMENT_SECONDS) -> Iterator[tuple[int, float]]:
         """The number of the step that ends each segment, and the segment's seconds.
 
-        most: seconds of a segment of several steps; 0 makes each step a segment.
+        most: the most seconds of a segment with several steps; 0 makes each step a segment.
         """
         seconds = 0.0
         for number, step in enumerate(self.steps):
@@ -122,8 +123,8 @@ def make_plan(
             result replaces. The others stay on the device.
         fetched: positions of the results that each run brings to the host; by default those that
             replace no leaf.
-        alias: tensors of the arena share memory. False is for tests: the bits are the same.
-        lower: what makes kernels of nodes.
+        alias: whether tensors of the arena share memory. False is for tests: the bits are the same.
+        lower: the function that makes kernels of nodes.
 
     Raises:
         ArgumentError: a tensor is larger than what a kernel can bind on the device.
@@ -198,7 +199,7 @@ def _check_view(view: View, number: int) -> None:
 
 
 def _parted(node: PlanNode, limits: Limits, fresh: Fresh) -> Sequence[PlanNode]:
-    """A node, or those that take its place."""
+    """The node, or the nodes that take its place."""
     if isinstance(node, Call) and node.name == "matmul":
         return parted(node, limits, fresh) or (node,)
     if isinstance(node, Call) and node.name == "index_add":
@@ -213,7 +214,7 @@ def _kept(program: Program, settled: Settled) -> set[int]:
 
 
 def _fresh(program: Program, settled: Settled) -> Fresh:
-    """What makes tensors that the program doesn't have."""
+    """A function that makes new tensors for the program."""
     known = [tensor.id for tensor in (*program.inputs, *program.constants)]
     known += [view.tensor.id for node in settled.nodes for view in writes(node)]
     last = max(known, default=0)
@@ -239,7 +240,7 @@ def _lowered(settled: Settled, limits: Limits, lower: Lower, fresh: Fresh) -> tu
 def _lives(
     settled: Settled, steps: tuple[Step, ...], fetched: Collection[int], own: Collection[Tensor]
 ) -> dict[Tensor, tuple[int, int]]:
-    """The first and the last step that touches each tensor which isn't an input or a constant."""
+    """The first and the last step that uses each tensor, without inputs and constants."""
     lives: dict[Tensor, tuple[int, int]] = {}
 
     def touch(tensor: Tensor, number: int) -> None:
@@ -264,7 +265,7 @@ def _fed_tensors(program: Program, fed: Collection[int]) -> list[Tensor]:
 
 
 def _result_tensors(program: Program, settled: Settled, fetched: Collection[int]) -> list[Tensor]:
-    """Tensors that are all results, so that one copy brings them to the host."""
+    """Tensors that hold only results, so that one copy can bring them all to the host."""
     own = set(program.inputs) | set(program.constants)
     found: dict[Tensor, None] = {}
     for position in sorted(fetched):
@@ -285,7 +286,7 @@ def _in_a_row(region: Region, tensors: list[Tensor], alignment: int, places: dic
 def _check_ranges(plan: Plan, limits: Limits) -> None:
     bound = {t for step in plan.steps for part in step.lowered.steps if isinstance(part, Launch) for t in part.tensors}
     known = plan.program.origins
-    for tensor in sorted(bound, key=lambda t: (t.id not in known, t.id)):  # a place in the step says most
+    for tensor in sorted(bound, key=lambda t: (t.id not in known, t.id)):  # first those with a line of the step
         if tensor.bytes > limits.range_bytes:
             origin = known.get(tensor.id, f"tensor {tensor.id}")
             raise ArgumentError(

@@ -1,4 +1,4 @@
-"""Kernels without reductions: every invocation computes one point, or several in turn."""
+"""Writes kernels without reductions: each invocation computes one point, or several in turn."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ebmvk.compute.values import Node
 def emit_points(
     module: Module, reading: Reading, group: int, groups: tuple[int, int, int], buffers: Sequence[int], number: int
 ) -> None:
-    """The body of a kernel over `reading.rows` points. With fewer invocations than points each
-    takes the points that are a whole number of all invocations apart. number: of the workgroup.
+    """The body of a kernel over `reading.rows` points. If there are fewer invocations than points,
+    each computes every n-th point, with n invocations. number: the workgroup's number.
 
-    What is the same at all points is computed in front of conditions and loops: drivers may do such
-    a load once for all invocations there, and must do it again for each point inside.
+    Nodes that are the same at all points are computed before conditions and loops. There a driver
+    can load once for all invocations; inside it would have to load again for each point.
     """
     points = reading.rows
     writer = Writer(module, reading.graph, dict(enumerate(buffers)))
@@ -46,8 +46,8 @@ def emit_points(
 
 
 def write_point(writer: Writer, reading: Reading, known: Known, outer: Known) -> None:
-    """Computes all values of a point, then stores them: a store may go to an element that was
-    loaded. known: the results of the graph's symbols; outer: those of nodes written before."""
+    """Computes all values of a point before storing them, because a store may overwrite a loaded
+    element. known: ids of the graph's symbols. outer: ids of nodes that were written before."""
     writer.write(_needed(reading), known, outer)
     for target in reading.targets:
         index, value = (known[n] if n in known else outer[n] for n in (target.index, target.value))

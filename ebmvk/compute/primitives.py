@@ -22,8 +22,8 @@ class Primitive:
     """An operation that the compiler knows.
 
     name: as torch prints it, without "aten.". lowering: (lowering, *arguments) -> results, with
-    views in place of tensors. dtypes: of its tensors on the device; int64 of torch is int32 there.
-    limits: what torch can do and this can't; empty if nothing.
+    views in place of tensors. dtypes: types that its tensors may have on the device, where torch's
+    int64 is int32. limits: what torch can do and this can't; empty if nothing.
     """
 
     name: str

@@ -13,7 +13,7 @@ from ebmvk.compute.primitives import NUMBERS, primitive
 
 
 def _wrapped(index: Expr, size: int) -> Expr:
-    """An index with negative ones counted from the end."""
+    """An index that isn't negative. A negative index counts from the end."""
     zero = expr.const(0, "int32")
     return expr.where(expr.op("lt", index, zero), expr.op("add", index, expr.const(size, "int32")), index)
 
@@ -47,8 +47,8 @@ def _same_rows(x: View, index: View, dim: int) -> bool:
 
 
 def _picked(low: Lowering, x: View, dim: int, index: View) -> View:
-    """One element of each row as a sum over the row, of which all but one term are 0. So it joins
-    the other reductions of the row (cross-entropy: the maximum and the sum of exponentials)."""
+    """One element of each row, as a sum over the row with only one term that isn't 0. So it can be
+    joined with other reductions of the row, such as the maximum in cross-entropy."""
     rest = [a for a in range(len(x.shape)) if a != dim]
     row = views.with_axes(x, [*rest, dim])
     place = views.broadcast(views.with_axes(index, [*rest, dim]), row.shape)
@@ -91,7 +91,7 @@ class Indexed:
         self.shape = (*before, *self.block, *after)
 
     def place(self, x: View) -> list[Expr]:
-        """Where the element at a point of `shape` is in x."""
+        """The index in x of the element at a point of `shape`."""
         places: list[Expr] = [expr.axis(0)] * len(x.shape)
         for number, axis in enumerate(self.whole):
             places[axis] = expr.axis(number if number < self.before else number + len(self.block))
@@ -149,7 +149,7 @@ def index_put(low: Lowering, x: View, indices: Sequence[View | None], values: Vi
         made = low.call("index_add", [source, rows], [((count, math.prod(rest)), "float32")])[0]
     else:
         made = _scattered(low, source, rows, count, accumulate)
-    # The result has the indexed axes first: look at it in the order of x.
+    # The result has the indexed axes first, so view it in the order of x's axes.
     order = [*at.axes, *at.whole]
 
     def as_x(view: View, sizes: Sequence[int]) -> View:
@@ -173,7 +173,7 @@ def _flat_row(at: Indexed) -> Expr:
 
 
 def _last(low: Lowering, rows: View, count: int) -> View:
-    """For each of `count` places the last position whose index is that place, or -1: (count,)."""
+    """For each of `count` places, the last position whose index is this place, or -1: (count,)."""
     size = rows.shape[0]
     each = View(rows.tensor, (count, size), (0, rows.strides[0]), rows.offset)
     here = expr.op("eq", expr.load(each), expr.axis(0))
@@ -181,7 +181,8 @@ def _last(low: Lowering, rows: View, count: int) -> View:
 
 
 def _scattered(low: Lowering, source: View, rows: View, count: int, accumulate: bool) -> View:
-    """Row r of the result: the last row of `source` whose index is r, or the sum of them."""
+    """Row r of the result is the last row of `source` whose index is r, or, with `accumulate`, the
+    sum of these rows."""
     size, width = source.shape
     if accumulate:
         shape = (count, width, size)
@@ -213,8 +214,8 @@ def _row(low: Lowering, view: View) -> View:
 
 
 def _scatter(low: Lowering, x: View, dim: int, index: View, source: Value, *, adds: bool) -> View:
-    """Each element of x looks at the indices along its row and takes the last value sent to it.
-    Rows beyond those of `index` keep x."""
+    """Each element of x reads the indices along its row and takes the last value sent to it, or
+    adds all of them. Rows beyond those of `index` keep x."""
     rank, dtype = len(x.shape), low.dtype
     if 0 in index.shape:
         return x

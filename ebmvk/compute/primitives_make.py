@@ -1,4 +1,4 @@
-"""Operations that make tensors of numbers that are known."""
+"""Operations that make tensors of known numbers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def scalar_tensor(low: Lowering, value: Number, **keywords: Any) -> View:
     "new_zeros.default",
 )  # fmt: skip
 def zeros(low: Lowering, *rest: Any, **keywords: Any) -> View:
-    del rest, keywords  # what torch leaves undefined is 0 here
+    del rest, keywords  # elements that torch leaves undefined are 0 here
     return _filled(low, 0)
 
 

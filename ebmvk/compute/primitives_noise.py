@@ -35,7 +35,7 @@ def philox(counter: Words, key: tuple[Expr, Expr]) -> Words:
 
 
 def _words(shape: tuple[int, ...], words: View) -> Words:
-    """The words of engine.dropout.words_of, seen by each element of a shape."""
+    """The words of engine.dropout.words_of, as expressions in a loop of this shape."""
     places = (View(words.tensor, shape, (0,) * len(shape), words.offset + n * words.strides[0]) for n in range(4))
     low, high, step, row = (expr.op("bitcast", expr.load(place), dtype="uint32") for place in places)
     return low, high, step, row
@@ -69,7 +69,7 @@ def random_byte(shape: tuple[int, ...], words: View, place: int) -> Expr:
 
 @primitive("ebmvk.dropout.default", dtypes=FLOAT, limits="fewer than 2**31 elements")
 def dropout(low: Lowering, x: View, words: View, place: int, threshold: int) -> View:
-    """x / (1 - rate) where the element's byte is at least the threshold, else 0 (NaN stays)."""
+    """x / (1 - rate) if the element's byte is at least the threshold, else 0 (NaN stays)."""
     kept = expr.op("ge", random_byte(x.shape, words, place), _word(threshold))
     scale = expr.where(kept, expr.const(256 / (256 - threshold), "float32"), expr.const(0.0, "float32"))
     return low.loop(x.shape, expr.op("mul", expr.load(x), scale))
@@ -77,8 +77,8 @@ def dropout(low: Lowering, x: View, words: View, place: int, threshold: int) -> 
 
 @primitive("ebmvk.normals.default", dtypes=FLOAT)
 def normals(low: Lowering, words: View, rows: View, d: int) -> View:
-    """Standard normals (m, d), as engine.normals defines them. Each element draws the four words of
-    its counter anew: another way would have to exchange them between invocations."""
+    """Standard normals (m, d), as engine.normals defines them. Each element computes all four words
+    of its counter again, because invocations would otherwise have to exchange them."""
     shape = (rows.shape[0], d)
     low_word, high_word, step, _ = _words(shape, words)
     row = expr.cast_to(expr.load(View(rows.tensor, shape, (rows.strides[0], 0), rows.offset)), "uint32")

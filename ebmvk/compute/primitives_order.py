@@ -35,7 +35,7 @@ def cumsum(low: Lowering, x: View, dim: int, **keywords: Any) -> View:
 
 
 def _alone(low: Lowering, x: View) -> tuple[View, View]:
-    """A number without axes is in order, at position 0."""
+    """Sorts a tensor without axes: its only number, at position 0."""
     return x, low.loop((), expr.const(0, "int32"))
 
 

@@ -137,15 +137,15 @@ def div(low: Lowering, x: Value, y: Value, rounding_mode: str | None = None) -> 
         name = "floordiv" if rounding_mode == "floor" else "div"
         return low.pointwise(lambda a, b: expr.op(name, a, b), x, y)
     if rounding_mode == "floor":
-        # floor(a / b) is off by one where the quotient rounds up to a whole number.
+        # floor(a / b) is off by one if the quotient rounds up to a whole number.
         return low.pointwise(_floored, x, y)
     divided = low.pointwise(lambda a, b: expr.op("div", a, b), x, y)
     return low.pointwise(lambda a: expr.op("trunc", a), divided) if rounding_mode == "trunc" else divided
 
 
 def _floored(a: Expr, b: Expr) -> Expr:
-    """torch's floor division of floats: (a - fmod(a, b)) / b, moved down by 1 where the signs of
-    the remainder and of the divisor differ, and rounded to the nearest whole number."""
+    """torch's floor division of floats: (a - fmod(a, b)) / b, less 1 if remainder and divisor have
+    different signs, and rounded to the nearest whole number."""
     zero = expr.const(0.0, "float32")
     rest = expr.op("fmod", a, b)
     quotient = expr.op("div", expr.op("sub", a, rest), b)
@@ -204,7 +204,8 @@ def where(low: Lowering, condition: View, x: Value, y: Value) -> View:
 
 
 def _power(a: Expr, exponent: float) -> Expr | None:
-    """Exponents that torch's kernels treat alone: products are exact where pow isn't."""
+    """The power without pow, for exponents that torch's kernels also treat alone; else None. For
+    example, products are exact where pow isn't."""
     if exponent == 2:
         return expr.op("mul", a, a)
     if exponent == 3:
@@ -248,7 +249,7 @@ def pow_tensor(low: Lowering, x: Value, y: Value) -> View:
 
 @primitive("_to_copy.default", "to.dtype")
 def to_copy(low: Lowering, x: View, *rest: Any, **keywords: Any) -> View:
-    del rest, keywords  # the type is that of the result; the place is one device
+    del rest, keywords  # the result's type is known, and there is only one device
     return low.pointwise(lambda a: a, x) if x.tensor.dtype != low.dtype else x
 
 

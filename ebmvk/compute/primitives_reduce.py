@@ -21,8 +21,8 @@ def axes_of(view: View, dims: Sequence[int] | int | None) -> list[int]:
 
 
 def _rows(x: View, axes: Sequence[int]) -> tuple[View, int]:
-    """The view with these axes last, and their number. A tensor without axes gets one of size 1:
-    reductions over no axis would run over those of a loop that they are merged into."""
+    """The view with these axes last, and their number. A tensor without axes gets an axis of size
+    1. Otherwise its reduction, merged into another loop, would run over that loop's axes."""
     kept = [a for a in range(len(x.shape)) if a not in axes]
     moved = views.with_axes(x, [*kept, *axes], [] if axes else [1])
     return moved, max(1, len(axes))
@@ -31,7 +31,7 @@ def _rows(x: View, axes: Sequence[int]) -> tuple[View, int]:
 def reduced(
     low: Lowering, x: View, dims: Sequence[int] | int | None, value: Callable[[Expr], Expr], dtype: DType
 ) -> View:
-    """A reduction of a view; the result has the shape of the graph's node."""
+    """A reduction of a view. Its result has the shape that the graph's node has."""
     moved, count = _rows(x, axes_of(x, dims))
     made = low.loop(moved.shape, value(expr.cast_to(expr.load(moved), dtype)), reduced=count)
     return low.reshaped(made, low.shape)

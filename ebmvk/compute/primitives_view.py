@@ -1,5 +1,5 @@
-"""Operations that only look at a tensor in another way. torch itself does them, on tensors without
-data that have our strides; where it would need a copy, so do we."""
+"""Operations that only view a tensor in another way. torch itself computes the strides, on tensors
+without data that have the view's strides. If torch needs a copy, one is made here too."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Where the time and the memory of a program go: of each kernel, and of each line of the step.
+"""Measures the time and the memory of a program, for each kernel and for each line of the step.
 
 The program is recorded a second time, with a pair of the device's time stamps around each node. So
-the sum of the nodes may differ from the time of the whole program, whose kernels may overlap.
+the nodes' times may not add up to the time of the whole program, where kernels may overlap.
 """
 
 from __future__ import annotations
@@ -20,22 +20,24 @@ from ebmvk.compute.state import Array
 from ebmvk.errors import DeviceError
 
 ROUNDS = 3
-"""Runs of the second recording that are measured, after one that isn't. The median counts."""
+"""The number of measured runs of the second recording, after one run that isn't measured. The
+median is reported."""
 
 PRODUCTS = ("matmul", "matmul_parts", "matmul with a loop")
-"""Kinds of matrix products, with what is fused into them. If a product adds up its sums in parts,
-the parts are added in a loop, which isn't counted here."""
+"""Kinds of kernels that count as matrix products, with the operations fused into them. A loop that
+adds up the parts of a product's sums doesn't count as one."""
 _PLACE = re.compile(r"(?P<operation>\S+) at (?P<file>.+?):(?P<line>\d+): (?P<code>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One node of a program, which is a dispatch or a few.
+    """One node of a program, which takes one dispatch or a few.
 
-    kind: what it does, for example "matmul" or "loop with sums". operation: of torch, and line:
-    "file:line: code" of the step, which made its first result; fused nodes come from several lines.
-    seconds: on the device. flops: operations; a function such as exp counts as one. bytes: that
-    must be read and written at least.
+    kind: what the node does, for example "matmul" or "loop with sums". operation: the operation of
+    torch that made its first result. line: the line of the step that called the operation, as
+    "file:line: code"; fused nodes come from several lines. seconds: time on the device. flops:
+    number of operations; a function such as exp counts as one. bytes: the least number of bytes
+    that must be read and written.
     """
 
     kind: str
@@ -63,8 +65,9 @@ class Block:
 class Profile:
     """What one run of a program takes.
 
-    kernels: in order. blocks: of the arena, which intermediate results share. nbytes: bytes on the
-    device by region. seconds: of the whole run without time stamps, waiting included.
+    kernels: in order. blocks: the tensors of the arena, which intermediate results share. nbytes:
+    bytes on the device by region. seconds: time of the whole run without time stamps, including the
+    wait.
     """
 
     kernels: Sequence[Kernel]
@@ -79,7 +82,7 @@ class Profile:
 
 
 def profile(program: Compiled, fed: Mapping[int, Array], rounds: int = ROUNDS) -> Profile:
-    """Measure a program. What it keeps on the device is the same afterwards.
+    """Measure a program. The values that it keeps on the device stay the same.
 
     fed: as for `Compiled.run`.
 
@@ -129,8 +132,8 @@ def kind(node: PlanNode) -> str:
 
 
 def origin(text: str) -> tuple[str, str]:
-    """(operation, "file:line: code") of an origin of `origins.origin_of`. The file is named without
-    most of its folders."""
+    """(operation, "file:line: code") from a text of `origins.origin_of`. Most of the file's folders
+    are left out."""
     found = _PLACE.fullmatch(text)
     if not found:
         return text, ""

@@ -1,8 +1,8 @@
 """Planned programs on disk, so that another process needn't plan them again.
 
-A step is traced in each process, and its graph is part of the key: a function's text doesn't say
-what it will do. What comes after the trace is saved. A file is written whole or not at all, several
-processes may use the folder at once, and a damaged file is deleted and made again.
+Each process traces a step, and the graph is part of the key, because a function's source alone
+doesn't say what it does. The result of all later stages is saved. A file is written whole or not at
+all, several processes may use the folder at once, and a damaged file is deleted and made again.
 """
 
 from __future__ import annotations
@@ -33,15 +33,14 @@ if TYPE_CHECKING:
     from ebmvk.engine.recording import Recorder
 
 MOST_BYTES = 256 << 20
-"""The size that the files may have together. Those that nobody has read for the longest time go
-first."""
+"""The most bytes of all files together. The least recently read files are deleted first."""
 FORGOTTEN_SECONDS = 3600.0
-"""The age from which on a file that is still being written belongs to a process that has ended."""
+"""An unfinished file older than this belongs to a process that has ended."""
 _SUFFIX, _PART = ".program", ".part"
 
 
 def key_of(recorder: Recorder, graph: str, **settings: Any) -> str:
-    """The key of a program: all that it depends on.
+    """The key of a program, a hash of everything that the program depends on.
 
     Args:
         recorder: the device: its driver, its features and its limits.
@@ -64,8 +63,8 @@ def key_of(recorder: Recorder, graph: str, **settings: Any) -> str:
 
 @functools.cache
 def code() -> str:
-    """A hash of this package: all of its Python, since models and operations say what they are
-    compiled to, and its kernels."""
+    """A hash of this package's kernels and of all its Python files, because models and operations
+    define what they are compiled to."""
     root = Path(ebmvk.__file__).parent
     digest = hashlib.sha256()
     for path in sorted((*root.rglob("*.py"), *root.glob("_vulkan.*"))):
@@ -76,7 +75,8 @@ def code() -> str:
 
 @dataclass(frozen=True)
 class ProgramCache:
-    """Files KEY.program in a folder, which is made at the first one. most: bytes of all of them."""
+    """Files KEY.program in a folder, which is made with the first file. most: the most bytes of all
+    files together."""
 
     folder: Path
     most: int = MOST_BYTES
@@ -102,12 +102,12 @@ class ProgramCache:
             warnings.warn(f"{path}: {error}; the program is compiled again", RuntimeWarning, stacklevel=2)
             return None
         with suppress(OSError):
-            os.utime(path)  # it was used: others are older
+            os.utime(path)  # marks the file as just used
         return made
 
     def store(self, key: str, made: Plan) -> None:
-        """Keeps a program. Nothing happens if the folder can't be written, or if the program is
-        larger than all of the cache may be."""
+        """Saves a program, unless the folder can't be written or the program is larger than the
+        whole cache may be."""
         data = pack(key, made)
         if len(data) > self.most:
             return
@@ -138,7 +138,8 @@ class ProgramCache:
         return self.folder / f"{key}{_SUFFIX}"
 
     def _make_room(self, newest: str) -> None:
-        """Other processes may do the same at the same time."""
+        """Deletes the oldest files, but not `newest`, until the cache is small enough. Other
+        processes may do the same at the same time."""
         files = sorted(self.sizes(), key=lambda file: (file[0] != self._path(newest), -file[1]))
         room = self.most
         for path, _, size in files:

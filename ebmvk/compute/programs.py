@@ -1,5 +1,5 @@
-"""What compiled steps and compiled functions share: a program for each set of shapes, and how it is
-made."""
+"""The code that compiled steps and compiled functions share. It makes and keeps a program for each
+set of shapes."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Runner(Protocol):
 class Layout:
     """The arguments of a step or a function, one after another.
 
-    names: such as "parameters['head.weight']". kept: how many of the first ones are parameters and
-    state. dtypes: of torch. spec: their tree.
+    names: such as "parameters['head.weight']". kept: the number of arguments, from the first on,
+    that are parameters and state. dtypes: torch's types. spec: the tree that the arguments form.
     """
 
     names: list[str]
@@ -82,9 +82,9 @@ class Layout:
 class Compiled:
     """A step or a function at fixed shapes.
 
-    program: its nodes after fusion. record: the tree of what it returns beside new parameters and
-    state; `results` are the positions of its tensors. saved: True if the program was read from
-    disk.
+    program: its nodes after fusion. record: the tree of its other results, beside new parameters
+    and state. results: the positions of the tensors in `record`. saved: True if the program was
+    read from disk.
     """
 
     layout: Layout
@@ -96,7 +96,7 @@ class Compiled:
     saved: bool
 
     def recorded(self, outputs: Mapping[int, Array]) -> Tree:
-        """The record of a run from its results."""
+        """The record of a run, made from its results."""
         values = [
             torch.from_numpy(np.array(outputs[position])).to(dtype)
             for position, dtype in zip(self.results, self.dtypes, strict=True)
@@ -136,7 +136,7 @@ def names_of(runners: Sequence[Runner] | None) -> set[str]:
 
 
 class Wanted(Protocol):
-    """Where something is to run; see `compile_step`."""
+    """The settings that say where a program runs; see `compile_step`."""
 
     backend: Backend
     device: Any
@@ -145,7 +145,7 @@ class Wanted(Protocol):
 
 
 def place(step: Wanted) -> tuple[Recorder | None, Limits]:
-    """Where to run, and how large nodes may become there."""
+    """The device to run on (None for numpy), and how large fused nodes may become there."""
     if step.backend == "reference":
         return None, step.limits or Limits()
     if step.recorder is None:
@@ -156,7 +156,10 @@ def place(step: Wanted) -> tuple[Recorder | None, Limits]:
 
 
 def opened(device: Any) -> Recorder:
-    """What records programs for a device as `compile_step` takes it. Raises ArgumentError."""
+    """A recorder of programs for a device. Raises ArgumentError if it isn't a Vulkan device.
+
+    device: as for `compile_step`.
+    """
     if isinstance(device, Recorder):
         return device
     backend = select(device) if isinstance(device, str) else device or Vulkan()
@@ -175,7 +178,7 @@ def runner_of(
     alone: bool,
     plan: Plan | None = None,
 ) -> Runner:
-    """A program that is ready to run. like: another one, whose kept arguments it shares. alone,
+    """A program that is ready to run. like: another program, whose kept arguments it shares. alone,
     plan: see `OnDevice`."""
     if recorder is not None:
         shared = like if isinstance(like, OnDevice) else None
@@ -199,7 +202,8 @@ class Source:
     Attributes:
         function: trees -> (tensors that replace the first arguments, tree of results).
         returns: the first words of a message about the results, such as "the record has".
-        donated: how many arguments are replaced. spare: how many needn't be used.
+        donated: the number of arguments that are replaced. spare: the number of arguments that may
+            be unused.
         placed: positions of arguments whose place in memory another program has fixed already.
     """
 
@@ -216,9 +220,10 @@ class Programs:
 
     Attributes:
         backend, device, check, limits: see `ebmvk.compute.step.compile_step`.
-        recorder: what records programs for the device, opened at the first of them.
+        recorder: records programs for the device; opened when the first program is made.
         ran: what the last run did on the device; None in numpy.
-        cpu_ops: torch's operations on the host between its submission and its end.
+        cpu_ops: the number of torch's operations on the host between the run's submission and its
+            end.
     """
 
     backend: Backend = "vulkan"
@@ -232,7 +237,7 @@ class Programs:
 
     @property
     def first(self) -> Runner | None:
-        """The first program that was made; None before that."""
+        """The first program that was made; None if there isn't one yet."""
         return next((compiled.runner for compiled in self.programs.values()), None)
 
     def _run(self, compiled: Compiled, fed: Mapping[int, Array]) -> Tree:
@@ -246,7 +251,8 @@ class Programs:
         self, source: Source, layout: Layout, leaves: list[torch.Tensor], where: Wanted, like: Runner | None,
         *, alone: bool,
     ) -> Compiled:  # fmt: skip
-        """A program, from disk if it is there. where: its device. like, alone: see `runner_of`.
+        """A program, read from disk if it is saved. where: its device. like, alone: see
+        `runner_of`.
 
         Raises as `compile_step`, and OutOfMemory.
         """
@@ -283,7 +289,7 @@ class Programs:
 
 @dataclass(frozen=True)
 class _Shelf:
-    """The place of one program in the cache, if there is one for it."""
+    """The place of one program in the cache, if the program may be saved there."""
 
     cache: ProgramCache | None
     key: str

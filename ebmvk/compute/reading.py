@@ -15,7 +15,7 @@ from ebmvk.compute.values import Graph, Value
 
 @dataclass(frozen=True)
 class Target:
-    """A store as nodes. whole: it has a value at each reduced point too."""
+    """A store as nodes. whole: True if it also has a value at each reduced point."""
 
     binding: int
     dtype: DType
@@ -26,15 +26,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Reading:
-    """A loop's graph. Its symbols are "p", the flat index along the parallel axes, and "r", along
-    the reduced ones.
+    """A loop's graph. Its symbols are "p" and "r", the flat indices along the parallel and the
+    reduced axes.
 
     Attributes:
-        rows, length: number of parallel and of reduced points.
-        tensors: by binding; access: a letter for each: r, w or u (read and written).
-        across: True if neighbours in memory are neighbours along the parallel axes rather than
-            along the reduced ones.
-        loads: number of loads that change along the reduced axes.
+        rows, length: the number of parallel and of reduced points.
+        tensors: by binding. access: a letter for each tensor: r (read), w (written), u (both).
+        across: True if neighbours in memory are neighbours along the parallel axes, False if along
+            the reduced axes.
+        loads: the number of loads that change along the reduced axes.
     """
 
     graph: Graph
@@ -86,8 +86,8 @@ class _Reader:
         self.columns = dict(zip(distinct, columns, strict=True))
 
     def across(self) -> bool:
-        """Counts the loads that are contiguous along the last parallel axis and along the last
-        reduced one."""
+        """True if more loads are contiguous along the last parallel axis than along the last
+        reduced axis."""
         balance = 0
         for expression in self.expressions:
             if self._is_load(expression):
@@ -157,11 +157,10 @@ class _Reader:
 
 
 def read(loop: Loop, given: View | None = None) -> Reading:
-    """A loop's graph. Without a reduction all axes are parallel, if every store has a value at each
-    of their points.
+    """A loop's graph. If the loop has no reductions, and every store has a value at each point, all
+    axes are parallel.
 
-    given: what is loaded from this view is the symbol "v" instead, and "p" counts the points in
-    row-major order.
+    given: a view whose loads become the symbol "v"; then "p" counts the points in row-major order.
     """
     reader = _Reader(loop, loop.reduced, given)
     plain = not any(isinstance(e, Reduce) for e in reader.expressions)

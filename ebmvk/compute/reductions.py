@@ -1,7 +1,8 @@
-"""What reductions compute: the identity, how an element enters, and how two results become one.
+"""Defines reductions: the identity, and how two partial results are combined.
 
-A partial result is one word or two: for argmax and argmin a key that integers compare, and the
-position, so that ties go to the lower position and NaN is the extreme, as in torch.
+A partial result has one or two words. For argmax and argmin the words are a key, which is compared
+as an integer, and the position. So ties go to the lower position, and NaN is the extreme, as in
+torch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Parts = tuple[Value, ...]
 class Reduction:
     """parts: types of a partial result; identity: its bits before the first element.
 
-    combine: a graph with symbols "a0", "b0" (and "a1", "b1"), and the numbers of the results.
+    combine: a graph with symbols "a0", "b0" (and "a1", "b1"), and the numbers of its results.
     """
 
     parts: tuple[DType, ...]
@@ -50,7 +51,7 @@ def _pairs(graph: Graph, dtypes: tuple[DType, ...]) -> list[tuple[Value, Value]]
 def _one(dtype: DType, name: str, identity: float) -> Reduction:
     graph = Graph()
     ((a, b),) = _pairs(graph, (dtype,))
-    # A function, as a module may have it a hundred times.
+    # Use a function of the module, because a module may need it a hundred times.
     called = dtype == "float32" and name in FUNCTIONS
     result = a.call(name, b) if called else OPS[name].build(a, b)
     return Reduction((dtype,), (bits_of(identity, dtype),), lambda x, _: (cast(x, dtype),), (graph, (result.number,)))
@@ -68,7 +69,7 @@ def _position(largest: bool) -> Reduction:
 
 @cache
 def reduction(kind: str, dtype: DType) -> Reduction:
-    """dtype: of the result, or of the elements for max and min."""
+    """The reduction of a kind. dtype: the type of the result; for max and min, of the elements."""
     if kind in {"argmax", "argmin"}:
         return _position(kind == "argmax")
     if kind in {"any", "all"}:

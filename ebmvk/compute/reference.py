@@ -26,7 +26,7 @@ class Result:
 class Reference:
     """A program in numpy.
 
-    names: of the leaves. fed: positions of the leaves that each run is given; the others stay in
+    names: names of the leaves. fed: positions of the leaves that each run gets; the others stay in
     `state`, by name. fetched: positions of the results that a run returns. floats: np.float32 or
     np.float64.
     """

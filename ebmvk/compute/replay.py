@@ -1,4 +1,4 @@
-"""A graph run beside the step that it was traced from, on arguments that it wasn't traced with."""
+"""Compares a graph with the step that it was traced from, on arguments other than the trace's."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ebmvk.errors import UnsupportedOperation
 
 Step = Callable[..., Sequence[torch.Tensor]]
-"""A function of tensors, given one by one, to a sequence of tensors."""
+"""A function that takes tensors one by one and returns a sequence of tensors."""
 
 
 def variations(examples: Sequence[torch.Tensor], count: int = 2) -> list[list[torch.Tensor]]:
-    """Other arguments of the same shapes: integers in another order, floats moved by some per cent.
-    What isn't negative stays so, and zeros become positive."""
+    """Other arguments of the same shapes: integers in another order, floats changed by some per
+    cent. Positive numbers stay positive, and zeros become positive."""
     return [[_varied(example, 1000 * seed + n) for n, example in enumerate(examples)] for seed in range(1, count + 1)]
 
 
@@ -36,22 +36,22 @@ def _varied(example: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 LARGE = 2**28
-"""Elements of all results of a graph. From here on one other batch is enough: each takes as long
-as three steps in torch on the host. The second batch finds only numbers that are equal in the trace
-and in the run after it, but differ later. They come from the step's Python code, so a small run of
-the same code finds them."""
+"""A graph whose results have at least this many elements in all is large: it is compared on one
+other batch, because each takes as long as three steps in torch on the host. A second batch would
+only find numbers that are equal in the trace and in the next run, but differ later. Such numbers
+come from the step's Python code, so a small run of the same code finds them."""
 
 
 def others(graph: fx.GraphModule, examples: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """The arguments on which a graph must agree with its step: two sets, or one if it is large."""
+    """The arguments on which a graph must agree with its step: two sets; one for a large graph."""
     results = (node.meta.get("val") for node in graph.graph.nodes)
     elements = sum(value.numel() for value in results if isinstance(value, torch.Tensor))
     return variations(examples, 2 if elements < LARGE else 1)
 
 
 SAME, OTHER_FORMULAS = 3e-6, 2e-3
-"""The first graph runs the step's own operations: only their order of summation may differ. The
-second one uses other formulas for some of them."""
+"""The first graph runs the step's own operations, so only the order of sums may differ. The second
+graph uses other formulas for some operations."""
 
 
 def agree(
@@ -85,7 +85,8 @@ def agree(
 
 
 def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
-    """The norm of the difference over the norm; equal infinities and NaN count as equal."""
+    """The norm of the difference divided by the norm of `want`. Equal infinities, and NaN in both,
+    count as equal."""
     a, b = got.detach().double(), want.detach().double()
     same = (a == b) | (torch.isnan(a) & torch.isnan(b))
     difference = torch.where(same, torch.zeros_like(a), a - b).norm()

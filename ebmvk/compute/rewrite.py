@@ -1,5 +1,5 @@
-"""What the passes over programs share: who reads and writes what, dead and equal nodes, order, and
-loops seen at the points of another loop."""
+"""Functions that the passes over programs share: which nodes read and write a tensor, dead and
+duplicate nodes, the order of nodes, and loops at the points of another loop."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ebmvk.compute.ir import Axis, Call, Expr, Load, LoadAt, Loop, Node, Program
 class Limits:
     """How large fused nodes may become.
 
-    tensors: different tensors that one loop reads or writes, at most. size: of a loop's
-    expressions, counted as different operations. block: words of a block of tensors that one loop
-    updates. strided: True if products may write views that aren't dense.
+    tensors: the most tensors that one loop reads or writes. size: the most different operations in
+    a loop's expressions. block: the most words in a block of tensors that one loop updates.
+    strided: True if products may write views that aren't dense.
     """
 
     tensors: int = 16
@@ -33,7 +33,7 @@ def reads(node: Node) -> list[View]:
     if isinstance(node, Call):
         return list(node.inputs)
     known: list[View] | None = node.__dict__.get("_reads")
-    if known is None:  # asked often, and a walk over all expressions
+    if known is None:  # cached, because it is needed often and walks over all expressions
         known = [part.view for part in expr.loads(*(store.value for store in node.stores))]
         node.__dict__["_reads"] = known
     return known
@@ -101,7 +101,7 @@ def without_dead(program: Program) -> Program:
 
 
 def without_copies_of_equals(program: Program) -> Program:
-    """Of nodes that compute the same into whole tensors of their own, the first one stays."""
+    """Keeps only the first of several nodes that compute the same values, each into new tensors."""
     known: dict[tuple[object, ...], tuple[View, ...]] = {}
     instead: dict[int, View] = {}
     nodes: list[Node] = []
@@ -130,7 +130,8 @@ def without_copies_of_equals(program: Program) -> Program:
 
 
 def substituted(node: Node, instead: dict[int, View]) -> Node:
-    """The node reading other dense tensors of the same shape; `instead` has their whole views."""
+    """The node, changed to read other dense tensors of the same shape. instead: id of a tensor ->
+    the whole view of the other tensor."""
     if not any(view.tensor.id in instead for view in reads(node)):
         return node
 
@@ -160,7 +161,7 @@ def with_views(node: Node, read: Callable[[View], View], write: Callable[[View],
 
 
 def ordered(nodes: Sequence[Node]) -> list[Node]:
-    """The nodes in an order in which each comes after what it reads; otherwise as they were."""
+    """The nodes, reordered only as needed so that each comes after the nodes that it reads from."""
     after: list[list[int]] = [[] for _ in nodes]
     waits = [0] * len(nodes)
     for first, others in _edges(nodes):
@@ -203,8 +204,8 @@ def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def seen_at(values: Sequence[Expr], store: View, load: View) -> list[Expr] | None:
-    """Values of a loop without reductions, at the points where `load` reads what the loop stores
-    through `store`. None if an index isn't linear there."""
+    """Values of a loop without reductions, at the points whose results `load` reads after the loop
+    has stored them through `store`. None if an index isn't linear there."""
     steps: list[views.Steps] | None = None
     done: dict[int, Expr] = {}
     for value in expr.walk(*values):
@@ -235,7 +236,7 @@ def _linear(steps: views.Steps) -> Expr:
 
 
 def full_rank(loop: Loop) -> Loop:
-    """The loop with all its loads over all of its axes (stride 0 along the reduced ones)."""
+    """The loop with all of its loads widened to all axes, with stride 0 along the reduced axes."""
     if not loop.reduced:
         return loop
     rank = len(loop.shape)
@@ -258,8 +259,8 @@ def reshaped_loop(loop: Loop, parallel: tuple[int, ...], reduced: tuple[int, ...
     express one of its views in that shape.
 
     A loop without reductions may get reduced axes. If it has as many points as both groups of axes
-    together, its last axes become the reduced ones. If it has only as many as the parallel axes,
-    its values stay the same along the reduced axes.
+    together, its last axes become the reduced axes. If it has only as many points as the parallel
+    axes, its values stay the same along the reduced axes.
     """
     shape = (*parallel, *reduced)
     own_parallel, own_reduced = math.prod(loop.parallel), math.prod(loop.shape[len(loop.parallel) :])
@@ -312,7 +313,7 @@ def _reshaped_store(
 
 
 def same_points(a: View, b: View) -> bool:
-    """True if two views of a tensor, of the same shape, have the same element at each point."""
+    """True if two views of a tensor have the same shape and the same element at each point."""
     if a.tensor.id != b.tensor.id or a.shape != b.shape or a.offset != b.offset:
         return False
     return all(size == 1 or s == t for size, s, t in zip(a.shape, a.strides, b.strides, strict=True))

@@ -1,7 +1,8 @@
-"""How sorts, top-k and running sums are divided into dispatches.
+"""Divides sorts, top-k and running sums into dispatches.
 
-A row is sorted in blocks that fit shared memory; then pairs of runs are merged, one dispatch for
-each doubling. For the largest k, each block keeps its k largest, until one block is left.
+A row is sorted in blocks that fit into shared memory. Then pairs of sorted runs are merged, with
+one dispatch for each doubling of their length. For top-k, each block keeps its k largest values,
+until one block is left.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ebmvk.engine.recording import Limits
 
 KINDS: dict[DType, int] = {"uint32": 0, "bool": 0, "int32": 1, "float32": 2}
-"""As row_keys.glsl counts them."""
+"""The number of each type in row_keys.glsl."""
 
 ROWS = ("offset", "stride", "batch_1", "batch_2", "row_0", "row_1", "row_2")
 PUSH = {
@@ -29,15 +30,15 @@ PUSH = {
 """The push constants of each kernel, in the order of shaders/kernels.toml."""
 
 BLOCK = 1024  # most values of a block, 8 bytes of shared memory each
-KEEPS = 2  # blocks that keep more than a half of their values are not worth it
+KEEPS = 2  # a block keeps at most this share, 1/2, of its values; otherwise rows are sorted whole
 
 
 def sort(call: Call, limits: Limits, fresh: Fresh) -> Planned:
     """Sorts rows; equal values stay in their order, and NaN is above all numbers.
 
     Input: (..., n). Outputs: the values, and their places as int32, both (..., n), dense.
-    Constants: descending, False unless given; unsigned, True to take int32 as uint32, so that
-    numbers below 0 are the last.
+    Constants: descending, False unless given; unsigned, True to sort int32 as uint32, so that
+    negative numbers come last.
     """
     source = call.inputs[0]
     if 0 in source.shape:
@@ -67,7 +68,7 @@ def topk(call: Call, limits: Limits, fresh: Fresh) -> Planned:
 
 
 def scan_sum(call: Call, limits: Limits, _: Fresh) -> Planned:
-    """Running sums along the last axis, in a fixed order. Each includes the element itself.
+    """Running sums along the last axis, in a fixed order. Each sum includes the element itself.
 
     Input: (..., n), float32 or int32. Output: the same shape, dense.
 
@@ -97,7 +98,7 @@ def scan_sum(call: Call, limits: Limits, _: Fresh) -> Planned:
 
 
 def _scan_group(count: int, each: int, limits: Limits) -> int:
-    """The workgroup for rows of `count` values. A wider one needs fewer rounds of its loop."""
+    """The size of the workgroup for rows of `count` values. Wider ones loop fewer times."""
     least = limits.subgroup or 8 if limits.kind == "cpu" else 32
     most = min(256, limits.group)
     group = min(max(power_of_two(-(-count // each)), least), least if limits.kind == "cpu" else most)
@@ -134,7 +135,7 @@ def _place(view: View, rows: Axes) -> dict[str, int | float]:
 
 @dataclass
 class _Pairs:
-    """Keys and ids of rows, `count` in each."""
+    """Keys and ids of rows, `count` of each in a row."""
 
     keys: Tensor
     ids: Tensor
@@ -142,8 +143,8 @@ class _Pairs:
 
 
 class _Sort:
-    """The dispatches that sort the rows of a call. `order`: the constant that says whether the sort
-    is descending, and what it is unless given."""
+    """The dispatches that sort the rows of a call. order, otherwise: the name of the constant that
+    decides whether the sort is descending, and its default."""
 
     def __init__(self, call: Call, order: str, otherwise: bool, limits: Limits, fresh: Fresh) -> None:
         constants = dict(call.constants)
@@ -160,7 +161,7 @@ class _Sort:
         self.group = min(self.block // 2, limits.group, (limits.subgroup or 8) if limits.kind == "cpu" else 256)
 
     def all(self, kept: int) -> Iterator[Dispatch]:
-        """Sorts the rows and writes the first `kept` of each."""
+        """Sorts the rows and writes the first `kept` values of each."""
         if self.count <= self.block:
             yield self._blocks(None, None, kept)
             return

@@ -1,5 +1,5 @@
-"""Kernels with reductions: each stage walks the rows, then the workgroup adds up what its
-invocations found; the last walk stores."""
+"""Writes kernels with reductions. In each stage, invocations walk along the rows; then the
+workgroup combines their partial results. The last walk stores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ebmvk.compute.values import Node, Value
 from ebmvk.compute.workgroup import Ids, Workgroup
 
 KEPT = 16
-"""Up to this many elements for each invocation stay in registers between the stages."""
+"""If an invocation has at most this many elements, they stay in registers between the stages."""
 KEPT_LOADS = 48
 UNROLL = 4
 
@@ -26,7 +26,7 @@ UNROLL = 4
 class Part:
     """The part of each row that a workgroup works on, if several share a row.
 
-    chunks: how many share it; size: elements of each but the last.
+    chunks: the number of workgroups that share a row. size: the elements of each part but the last.
     """
 
     chunks: int
@@ -35,8 +35,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Slot:
-    """An element of a row that an invocation works on. valid: the id of a bool, if the element may
-    lie beyond the row's end; its index is clamped then."""
+    """An element of a row that an invocation works on. valid: if the element may lie beyond the
+    row's end, the id of a bool that says whether it lies in the row; else None. An index beyond the
+    end is clamped."""
 
     known: Known
     valid: int | None
@@ -44,7 +45,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Accumulator:
-    """A reduction in a stage. enter: the nodes of an element's parts."""
+    """A reduction in a stage. enter: the nodes of an element's contribution, one for each part."""
 
     node: int
     reduction: Reduction
@@ -54,8 +55,8 @@ class Accumulator:
 class RowKernel:
     """Writes one kernel.
 
-    number: of the workgroup, among `groups`.
-    part: if several workgroups share a row, its stores go to one block of results for each.
+    number: the workgroup's number among `groups`.
+    part: given if several workgroups share a row. Each then stores to its own block of results.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class RowKernel:
         self._place(groups, number)
 
     def _place(self, groups: tuple[int, int, int], group: int) -> None:
-        """Finds this invocation's row, clamped to the last one, and the part's first element."""
+        """Finds this invocation's row, clamped to the last row, and the part's first element."""
         module, work, rows = self.module, self.workgroup, self.reading.rows
         if self.part:
             blocks = module.uint(-(-rows // self.tile.across))
@@ -129,13 +130,13 @@ class RowKernel:
 
     @property
     def looped(self) -> int:
-        """How many rounds a loop takes; the others are written out."""
+        """The number of rounds that run in a loop; the others are written out."""
         if self.rounds <= KEPT and self.rounds * max(self.reading.loads, 1) <= KEPT_LOADS:
             return 0
         return self.end // self.tile.along // UNROLL * UNROLL
 
     def _rest(self) -> list[Slot]:
-        """The elements beyond the loop. Without a loop they are kept for the next stages."""
+        """The elements after the loop's. If there is no loop, they are kept for the next stages."""
         if self.looped:
             return self._straight(self.looped, self.rounds - self.looped)
         if self._kept is None:
@@ -145,7 +146,7 @@ class RowKernel:
     def _loop(
         self, carried: Sequence[tuple[int, int]], body: Callable[[list[Slot], list[int]], list[int]]
     ) -> list[int]:
-        """The rounds that a loop takes, UNROLL at a time."""
+        """Writes the loop, with UNROLL rounds in each iteration."""
         module, work, along = self.module, self.workgroup, self.tile.along
         if not self.looped:
             return [first for _, first in carried]
@@ -161,7 +162,7 @@ class RowKernel:
     # ------------------------------------------------------------------------------- stages
 
     def _prepare(self, roots: Sequence[int]) -> list[int]:
-        """Writes what doesn't change along the row; returns what does."""
+        """Writes the nodes that don't change along the row, and returns those that do."""
         numbers = self.graph.closure(list(roots))
         varies = self.graph.varies
         self.writer.write([n for n in numbers if not varies[n]], self.row, {})
@@ -194,7 +195,7 @@ class RowKernel:
     def _gather(
         self, accumulators: Sequence[Accumulator], varying: Sequence[int], slots: Sequence[Slot], before: list[int]
     ) -> list[int]:
-        """The sums so far and those of more elements, which are added to one another first."""
+        """The sums so far, plus the sums of more elements, which are first added to one another."""
         for slot in slots:
             self.writer.write(varying, slot.known, self.row)
         sums: list[int] = []
@@ -219,8 +220,8 @@ class RowKernel:
     # ------------------------------------------------------------------------------- stores
 
     def store(self, targets: Sequence[Target]) -> None:
-        """All values of a point are computed before the first store there: a store may go to an
-        element that was loaded."""
+        """Writes the stores. All values of a point are computed before its first store, because a
+        store may overwrite a loaded element."""
         whole = [target for target in targets if target.whole]
         single = [target for target in targets if not target.whole]
         varying = self._prepare([n for target in whole for n in (target.index, target.value)])
@@ -260,7 +261,7 @@ class RowKernel:
 
 
 def _by_accumulator(accumulators: Sequence[Accumulator], flat: Sequence[int]) -> list[Ids]:
-    """A list of all parts, divided by reduction."""
+    """A list of the parts of all reductions, divided into a list for each reduction."""
     rest = list(flat)
     divided = []
     for a in accumulators:

@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 
 class Slots:
-    """A run of a program within a recording: how its arrays come to the device and back.
+    """The recording's slots through which a run of a program gets and returns arrays.
 
     Args:
-        plan: of the program. names: of its leaves, by position. fed: positions of those fed.
-        block: slot of the arrays that are uploaded together, or -1; alone: slots of others, by
-            position of the leaf.
-        results: slot of the results that are brought to the host together, or -1; each: slots and
-            words of others, by position.
+        plan: the program's plan. names: names of its leaves, by position. fed: positions of the
+            leaves that are fed.
+        block: slot of the arrays that are uploaded together, or -1. alone: slots of the other
+            arrays, by position of the leaf.
+        results: slot of the results that are brought to the host together, or -1. each: slots and
+            words of the other results, by position.
     """
 
     def __init__(
@@ -83,11 +84,11 @@ class Sequence:
 
     Args:
         programs: in order.
-        given: names of kept arguments that each run gets from the host before its programs.
-        taken: names of kept arguments that each run brings to the host after them.
+        given: names of kept arguments that each run gets from the host before its programs run.
+        taken: names of kept arguments that each run brings to the host after its programs.
 
     Raises:
-        OutOfMemory: no room on the device.
+        OutOfMemory: the device has too little memory.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Sequence:
         Args:
             fed: for each program, an array for each leaf of its `fed`, by position. Whole numbers
                 may have 64 bits if their values fit 32.
-            given: arrays by the names that the sequence was made with.
+            given: arrays for the kept arguments in the sequence's `given`, by name.
 
         Returns:
             The results of each program by position, the arguments taken, and what was done.

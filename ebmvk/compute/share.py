@@ -1,8 +1,8 @@
-"""Nodes that share a dispatch: loops that don't need each other.
+"""Puts independent loops into one dispatch.
 
-Sums whose results are needed much later (gradients of biases, say) run beside other loops: a loop
-waits until a node needs its result, and others that wait then come along. A loop that reads next to
-nothing waits from an earlier place on.
+Sums whose results are needed much later, such as gradients of biases, can run beside other loops.
+So a loop waits until a node needs its result, and then runs together with other waiting loops. A
+loop that reads very little may also run earlier than its place, so it waits from there on.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from ebmvk.engine.recording import Limits
 
 PATIENCE = 24
-"""Nodes for which a loop waits, at most: what it reads must be kept in memory until then."""
+"""A loop waits for at most this many nodes. Its inputs must stay in memory until it runs."""
 LITTLE = 256
-"""Bytes of tensors; a loop that reads no more may run earlier than where it stands."""
+"""A loop may run earlier than its place if its input tensors have at most this many bytes."""
 MOST = 8
-"""Loops in a dispatch."""
+"""The most loops in a dispatch."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Touch:
 
 @dataclass(frozen=True, eq=False)
 class _Waiting:
-    """A loop that could run since the node of this position."""
+    """A loop that waits since the node at this position, where it could have run."""
 
     loop: Loop
     needs: Needs
@@ -47,8 +47,8 @@ class _Waiting:
 
 
 def shared(nodes: Sequence[PlanNode], limits: Limits) -> list[PlanNode]:
-    """The nodes in an order with the same results, with batches of loops. It depends on the nodes
-    and the limits only."""
+    """The nodes in an order that gives the same results, with loops put into batches. The order
+    depends only on the nodes and the limits."""
     waiting: list[_Waiting] = []
     result: list[PlanNode] = []
     for position, (node, touched) in enumerate(_early(nodes)):
@@ -63,8 +63,7 @@ def shared(nodes: Sequence[PlanNode], limits: Limits) -> list[PlanNode]:
 
 
 def _early(nodes: Sequence[PlanNode]) -> list[tuple[PlanNode, tuple[Touch, ...]]]:
-    """The nodes, with loops that read little up to `PATIENCE` places earlier, and what each
-    touches."""
+    """Each node and what it touches. Loops that read little move up to `PATIENCE` places ahead."""
     result: list[tuple[PlanNode, tuple[Touch, ...]]] = []
     for node in nodes:
         touched = tuple(touches(node))
@@ -82,7 +81,7 @@ def _reads_little(node: PlanNode) -> bool:
 
 
 def _taken(due: Sequence[_Waiting], waiting: list[_Waiting], limits: Limits) -> Iterator[PlanNode]:
-    """Loops that must run now, with others that fit. They no longer wait."""
+    """Takes the loops that must run now, and others that fit beside them, out of `waiting`."""
     for first in due:
         if first not in waiting:
             continue

@@ -2,7 +2,7 @@
 
 A module has storage buffers in set 0 (bindings 0, 1, ...), shared arrays, functions of floats, and
 structured loops and selections. Specialisation constant 0 is the workgroup's size in x. The same
-calls give the same bytes. Numbers are those of the SPIR-V specification.
+calls give the same bytes. The SPIR-V specification defines all numbers.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class Module:
     # ------------------------------------------------------------------- types and constants
 
     def _global(self, key: tuple[object, ...], op: int, operands: Sequence[int], *, typed: bool = False) -> int:
-        """An instruction among the types and constants, once for each key. typed: the first
-        operand is its type and stands before the result."""
+        """An instruction among the types and constants, made once for each key. typed: the first
+        operand is the result's type, and comes before the result."""
         number = self._made.get(key)
         if number is None:
             number = self._made[key] = self.id()
@@ -235,7 +235,7 @@ class Module:
         return self.emit(Op.EXT_INST, kind, self.extended, op, *operands)
 
     def exact(self, number: int) -> None:
-        """The result of float arithmetic is rounded by itself: NoContraction."""
+        """Decorates a result of float arithmetic as NoContraction, so that it is never fused."""
         self._decorations += (3 << 16 | Op.DECORATE, number, NO_CONTRACTION)
 
     def do(self, op: int, *operands: int) -> None:
@@ -260,8 +260,8 @@ class Module:
         self.do(Op.STORE, self.element(storage, variable, dtype, index), value)
 
     def barrier(self) -> None:
-        """All invocations of the workgroup arrive; writes to shared memory before it are seen
-        after it."""
+        """A barrier of the workgroup: each invocation waits for all others. Later reads of shared
+        memory see all earlier writes."""
         workgroup = self.uint(2)
         self.do(Op.CONTROL_BARRIER, workgroup, workgroup, self.uint(ACQUIRE_RELEASE_SHARED))
 
@@ -276,7 +276,7 @@ class Module:
 
     @contextmanager
     def when(self, condition: int) -> Iterator[None]:
-        """A selection: what is emitted inside runs where the condition holds."""
+        """A selection: instructions emitted inside run only if the condition holds."""
         inside, after = self.id(), self.id()
         self.do(Op.SELECTION_MERGE, after, 0)
         self.do(Op.BRANCH_CONDITIONAL, condition, inside, after)
@@ -295,8 +295,8 @@ class Module:
     ) -> list[int]:
         """for (i = start; i < end; i += step), uint32.
 
-        carried: type and first value of what each round hands on; body: (i, values) -> new values.
-        Returns the last values.
+        carried: (type, first value) of each value that a round passes to the next. body:
+        (i, values) -> new values. Returns the last values.
         """
         before, head, test, inside, again, after = self._block, *(self.id() for _ in range(5))
         uint = self.type("uint32")
@@ -347,7 +347,7 @@ class Module:
         return self._names[name]
 
     def finish(self) -> bytes:
-        """The module, with what was emitted outside functions as the body of main."""
+        """The bytes of the module. Instructions emitted outside functions are the body of main."""
         void = self.void()
         kind = self._global(("main",), Op.TYPE_FUNCTION, (void,))
         main = [

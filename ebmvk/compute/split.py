@@ -1,4 +1,4 @@
-"""Long reductions of few rows as several loops: parts of the rows first, then their sum."""
+"""Splits long reductions of few rows into several loops: parts of the rows, then their sums."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ebmvk.compute.tiling import ENOUGH, Tile
 Fresh = Callable[[tuple[int, ...], DType], Tensor]
 
 WANTED = 128
-"""Workgroups that share long rows."""
+"""The number of workgroups among which long rows are divided."""
 ROUNDS = 128
-"""Rounds of an invocation's loop from which it is worth a second dispatch."""
+"""A second dispatch pays if an invocation's loop has at least this many rounds."""
 UNSHARED = frozenset({"argmax", "argmin"})
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A loop that is one dispatch. part: how workgroups share its rows, if they do."""
+    """A loop that is one dispatch. part: how workgroups share its rows; None if they don't."""
 
     loop: Loop
     part: Part | None = None
 
 
 def part_of(rows: int, length: int, tile: Tile) -> Part | None:
-    """How to divide each row among workgroups, or None if one workgroup per row is as fast."""
+    """How to divide each row among workgroups; None if one workgroup per row is as fast."""
     groups = -(-rows // tile.across)
     rounds = -(-length // tile.along)
     if groups >= ENOUGH or rounds < ROUNDS or tile.along == 1:
@@ -46,7 +46,7 @@ def _dense(tensor: Tensor, shape: tuple[int, ...]) -> View:
 
 
 def _depths(roots: list[Expr]) -> dict[int, list[Reduce]]:
-    """Distinct reductions by how many stand below them."""
+    """Distinct reductions, by the depth of the reductions inside them."""
     depth: dict[int, int] = {}
     stages: dict[int, list[Reduce]] = {}
     for expression in walk(*roots):
@@ -58,8 +58,8 @@ def _depths(roots: list[Expr]) -> dict[int, list[Reduce]]:
 
 
 def split(loop: Loop, part: Part, fresh: Fresh) -> list[Piece]:
-    """The loop as pieces: for each stage of reductions the parts and their sums, then the stores.
-    Stores that have one value a row are made together with the last sums."""
+    """The loop as pieces: for each stage of reductions, the parts and then their sums; at the end,
+    the stores. Stores with one value per row are part of the piece with the last sums."""
     pieces: list[Piece] = []
     parallel, roots = loop.parallel, [store.value for store in loop.stores]
     single = all(len(store.view.shape) < len(loop.shape) for store in loop.stores)

@@ -1,6 +1,6 @@
 """Arguments of programs that stay on the device between runs, by name.
 
-Programs of other shapes, for example for the last batch or for evaluation, share them.
+Programs for different shapes, for example for the last batch or for evaluation, share them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ebmvk.errors import ArgumentError, DeviceError
 Array = NDArray[Any]
 
 ON_HOST: dict[DType, Any] = {"float32": np.float32, "int32": np.int32, "uint32": np.uint32, "bool": np.bool_}
-"""The host's type of each type on the device, where a bool takes a word."""
+"""{type on the device: type on the host}. On the device a bool takes a word."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where an argument is. offset: in bytes."""
+    """The place of an argument. offset: in bytes."""
 
     memory: Memory
     offset: int
@@ -34,7 +34,7 @@ class Entry:
 
 class Arena:
     """Memory for the intermediate results of programs that never run at the same time. It is
-    allocated at its first use, in the size of the largest program that was known by then."""
+    allocated at its first use, with the size that the largest program announced so far needs."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -48,7 +48,7 @@ class Arena:
     def memory(self, what: str) -> Memory:
         """The memory, with room for all programs announced so far. Raises OutOfMemory."""
         if self._memory is None or self._memory.nbytes < self.nbytes:
-            self._memory = None  # freed first, unless a recording needs it
+            self._memory = None  # frees the old memory first, unless a recording needs it
             self._memory = self._recorder.memory(self.nbytes, what)
         return self._memory
 
@@ -70,12 +70,12 @@ class State:
 
         Args:
             tensors: inputs that stay on the device.
-            leaves: names and views of the arguments in each.
+            leaves: names and views of the arguments in each input.
 
         Raises:
-            OutOfMemory: no room for new arguments.
-            ValueError: arguments that are neighbours in this program aren't in the known memory, or
-                have other shapes there.
+            OutOfMemory: the device has too little memory for new arguments.
+            ValueError: arguments that share an input in this program lie differently in the known
+                memory, or have other shapes there.
         """
         places: dict[int, Spot] = {}
         new: list[Tensor] = []
@@ -145,18 +145,17 @@ class State:
         return {name: on_host(array, self.entries[name].dtype) for name, array in made.items()}
 
     def range(self, name: str) -> Range:
-        """Where an argument is. Raises ArgumentError if the name is unknown."""
+        """The place of an argument. Raises ArgumentError if the name is unknown."""
         entry = self._entry(name)
         return entry.memory, entry.offset, 4 * int(np.prod(entry.shape, dtype=np.int64))
 
     def words(self, name: str, array: Array) -> Array:
-        """An array as the device takes it for an argument; see `words`."""
+        """An array in the form that the device needs for an argument; see the function `words`."""
         entry = self._entry(name)
         return words(name, array, entry.shape, entry.dtype)
 
     def require(self, names: Iterable[str]) -> None:
-        """Raises DeviceError unless all of these were written, and no run has failed halfway
-        since."""
+        """Raises DeviceError unless all of these were written, and no later run failed halfway."""
         undefined = sorted(self._lost.intersection(names))
         if undefined:
             others = f" and {len(undefined) - 1} more" if len(undefined) > 1 else ""
@@ -186,7 +185,7 @@ Spot = tuple[Memory, int]
 
 
 def words(name: str, array: Array, shape: tuple[int, ...], dtype: DType) -> Array:
-    """An array as the device takes it: contiguous, 4 bytes an element.
+    """An array in the form that the device needs: contiguous, with 4 bytes per element.
 
     Raises:
         ArgumentError: another shape, another kind of number, or a whole number that doesn't fit 32
@@ -212,6 +211,6 @@ def words(name: str, array: Array, shape: tuple[int, ...], dtype: DType) -> Arra
 
 
 def on_host(array: Array, dtype: DType) -> Array:
-    """Words of the device as the host's type."""
+    """Words from the device, converted to the host's type."""
     found: Array = array != 0 if dtype == "bool" else array.view(ON_HOST[dtype])
     return found

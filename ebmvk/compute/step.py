@@ -37,8 +37,8 @@ class CompiledStep(Programs):
     record). To keep parameters and state on the device between steps, use `start`, `run` and
     `read`.
 
-    chained: the programs of a chain of steps, which share what they keep; see
-    `ebmvk.compute.chain`.
+    chained: the programs of all steps of a chain, which share the arguments that they keep on the
+    device; see `ebmvk.compute.chain`.
     """
 
     step: TrainingStep
@@ -58,7 +58,7 @@ class CompiledStep(Programs):
     def ready(self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None) -> Compiled:
         """The program that `run` would run, with its parameters and state in place.
 
-        making: called first if the program doesn't exist yet, since making it takes a while.
+        making: called before a program is made, because making it takes a while.
         """
         return self._ready(batch, scalars, making)[0]
 
@@ -75,8 +75,8 @@ class CompiledStep(Programs):
         return self._held.read(self.first)
 
     def lent(self) -> tuple[Tree, Runner]:
-        """What `compile_function` reads: the parameters, whose values may be older than the
-        device's, and a program that holds them as they are now.
+        """For `compile_function`: the parameters, whose values may be older than the device's, and
+        a program that holds the current values.
 
         Raises ArgumentError if the step has no parameters or no program yet.
         """
@@ -89,7 +89,7 @@ class CompiledStep(Programs):
     def found(
         self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None
     ) -> tuple[Compiled, dict[int, Array]]:
-        """The program for a batch, and the arrays that it is fed, by position. Unlike `ready` it
+        """The program for a batch, and the arrays that it is fed, by position. Unlike `ready`, this
         doesn't put parameters and state in place."""
         trees = self._held.trees
         leaves, spec = pytree.tree_flatten((batch, scalars))
@@ -150,14 +150,14 @@ def compile_step(
     Args:
         step: the function.
         backend: "vulkan", or "reference": the same program in numpy, for tests.
-        device: a `Vulkan` or a `Recorder`, or a name such as "vulkan:1"; None for the device that
-            "vulkan" means.
+        device: a `Vulkan` or a `Recorder`, or a name such as "vulkan:1"; None means "vulkan".
         check: whether each new graph is run on other batches and compared with the step.
         limits: how large fused nodes may become; None for what the device allows.
 
     Raises:
         ArgumentError: at the first call, for arguments that aren't tensors or that nothing uses,
-            for results whose shapes differ from what they replace, and for names of other devices.
+            for results whose shapes differ from the arguments that they replace, and for names of
+            devices that aren't Vulkan devices.
         UnsupportedOperation: at the first call; names the operation and the line of the step.
     """
     return CompiledStep(step, backend=backend, device=device, check=check, limits=limits)
@@ -169,7 +169,7 @@ def _kept_leaves(old: Tree, new: Tree, layout: Layout) -> list[torch.Tensor]:
     after, new_spec = pytree.tree_flatten(new)
     if spec != new_spec:
         raise ArgumentError(
-            "the step returns parameters and state of another structure than it gets",
+            "the step returns parameters and state in another structure than it got them",
             hint="Return the same dicts and lists, with new tensors in them.",
         )
     for name, one, other in zip(layout.names, before, after, strict=False):

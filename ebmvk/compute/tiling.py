@@ -10,10 +10,10 @@ from ebmvk.errors import ArgumentError
 GROUP = 256
 """The most invocations of a workgroup that a reduction uses, if there are many workgroups."""
 ENOUGH = 64
-"""Workgroups that keep a device busy."""
+"""The number of workgroups that keep a device busy."""
 CPU_ROWS, CPU_LENGTH, CPU_GROUP = 64, 1024, 32
-"""On a CPU barriers cost more than reading side by side saves: with this many rows (or columns) of
-at most this length, each has one invocation."""
+"""On a CPU, barriers cost more than contiguous reads save. So if there are at least this many rows
+(or columns) of at most this length, each of them gets a single invocation."""
 
 
 class Limits(Protocol):
@@ -21,22 +21,22 @@ class Limits(Protocol):
 
     @property
     def group(self) -> int:
-        """Invocations of a workgroup."""
+        """The most invocations of a workgroup."""
 
     @property
     def groups(self) -> int:
-        """Workgroups of a dispatch in x; groups_yz: in y."""
+        """The most workgroups of a dispatch in x. groups_yz: the most in y."""
 
     @property
     def groups_yz(self) -> int: ...
 
     @property
     def shared_bytes(self) -> int:
-        """Shared memory of a workgroup."""
+        """The most bytes of shared memory of a workgroup."""
 
     @property
     def bindings(self) -> int:
-        """Storage buffers of a kernel."""
+        """The most storage buffers of a kernel."""
 
     @property
     def kind(self) -> str:
@@ -63,19 +63,19 @@ class Tile:
 
 
 def above(number: int) -> int:
-    """The smallest power of 2 that isn't below a number."""
+    """The smallest power of 2 that is at least a number."""
     return 1 << max(number - 1, 0).bit_length()
 
 
 def below(number: int) -> int:
-    """The largest power of 2 that isn't above a number, at least 1."""
+    """The largest power of 2 that is at most a number; at least 1."""
     return 1 << max(number.bit_length() - 1, 0)
 
 
 def tile(rows: int, length: int, *, rows_first: bool, words: int, limits: Limits) -> Tile:
     """A workgroup for `rows` reductions of `length` elements.
 
-    words: of shared memory for each invocation.
+    words: the words of shared memory for each invocation.
     """
     room = below(min(limits.group, limits.shared_bytes // (12 * words)))
     few = rows < ENOUGH * (32 if rows_first else 1)

@@ -28,7 +28,7 @@ class Raw(NamedTuple):
     number: its opcode; kind: in SPIR-V itself (core) or in GLSL.std.450 (extended).
     result: the type of the result, or None for the type of the last argument.
     numpy: computes the same in numpy.
-    exact: True if the result of floats has to be rounded by itself, never fused with another.
+    exact: True if a float result must be rounded and never fused with another instruction.
     """
 
     number: int
@@ -51,7 +51,7 @@ def _multiply_high(a: Any, b: Any) -> Any:
 
 
 def _divide(a: Any, b: Any) -> Any:
-    """Rounded towards zero; 0 where the device's answer is undefined."""
+    """The quotient of integers, rounded towards zero; 0 if the device's result is undefined."""
     a, b = np.broadcast_arrays(a, b)
     wide = np.abs(a.astype(np.int64)) // np.maximum(np.abs(b.astype(np.int64)), 1)
     return (wide * np.sign(a.astype(np.int64)) * np.sign(b.astype(np.int64))).astype(a.dtype)
@@ -134,8 +134,9 @@ RAW: dict[str, Raw] = {
 
 
 class Node(NamedTuple):
-    """op: a name of RAW, or one of these. "const": extra is its 32 bits. "symbol", "call": extra is
-    the name. "load": extra is a binding, the argument an address. "reduce": extra is kind and type.
+    """op: a name in RAW, or one of the following. "const": extra has its 32 bits. "symbol", "call":
+    extra is the name. "load": extra is a binding, and the argument an address. "reduce": extra is
+    (kind, type).
     """
 
     op: str
@@ -147,8 +148,8 @@ class Node(NamedTuple):
 class Graph:
     """Nodes by number; arguments come before the nodes that use them.
 
-    `varies` says whether a node changes along the reduced axes, `stage` how many reductions one
-    after another it needs.
+    varies: for each node, whether it changes along the reduced axes. stage: for each node, the
+    number of reductions, one after another, that it needs.
     """
 
     def __init__(self) -> None:
@@ -184,7 +185,7 @@ class Graph:
         return self.value("symbol", (), dtype, name)
 
     def closure(self, roots: list[int]) -> list[int]:
-        """The roots and all nodes that they need, in order, without those below a reduction."""
+        """The roots and all nodes that they need, in order, except nodes inside a reduction."""
         key = tuple(roots)
         if key in self._closures:
             return self._closures[key]
@@ -220,8 +221,8 @@ _COMPARE = {"lt": "LessThan", "le": "LessThanEqual", "gt": "GreaterThan", "ge": 
 @dataclass(frozen=True, slots=True, eq=False)
 class Value:
     """A node of a graph. Operators add instructions of the value's type; a Python number among the
-    operands becomes a constant of that type. Comparisons of floats are the machine's: NaN is
-    whatever the driver makes of it, so test bits where it matters."""
+    operands becomes a constant of that type. Comparisons of floats are the device's own. Drivers
+    treat NaN differently, so test bits if NaN matters."""
 
     graph: Graph
     number: int
@@ -323,7 +324,7 @@ class Value:
         return self.raw("ConvertSToF" if self.dtype == "int32" else "ConvertUToF")
 
     def to_int(self) -> Value:
-        """The number of a float that fits, rounded towards zero."""
+        """The float rounded towards zero, as an int32, which it must fit."""
         return self.raw("ConvertFToS")
 
     def abs(self) -> Value:
@@ -340,7 +341,7 @@ class Value:
 
 
 def fma(a: Value, b: Value | float, c: Value | float) -> Value:
-    """a·b + c in one rounding or two, as the device likes."""
+    """a·b + c, rounded once or twice, depending on the device."""
     return a.raw("Fma", b, c)
 
 
@@ -364,7 +365,7 @@ def interpret(
     *,
     fused: bool = True,
 ) -> list[Array]:
-    """The roots' values in numpy, float32 rounded at each instruction.
+    """The roots' values in numpy, with float32 results rounded at each instruction.
 
     call: (name, *arguments) -> the value of a function. fused: whether Fma rounds once.
     """

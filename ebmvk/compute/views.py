@@ -1,4 +1,4 @@
-"""Strided views: what torch's view operations do to them, and views of what a loop has stored."""
+"""Strided views: applies torch's view operations, and composes views with a loop's stores."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ def of_meta(tensor: Tensor, meta: torch.Tensor) -> View:
 
 
 def through(view: View, function: Callable[[torch.Tensor], object]) -> list[View]:
-    """The views that a view operation of torch gives. Raises RuntimeError if torch can't do it
-    without a copy."""
+    """The views that a view operation of torch gives. Raises RuntimeError if torch needs a copy."""
     made = function(on_meta(view))
     results = [part for part in (made if isinstance(made, list | tuple) else [made]) if isinstance(part, torch.Tensor)]
     return [of_meta(view.tensor, result) for result in results]
@@ -48,19 +47,20 @@ def with_axes(view: View, axes: Sequence[int], repeats: Sequence[int] = ()) -> V
 
 @dataclass(frozen=True)
 class Steps:
-    """Where an element of a load lies among what a store has written: the store's index along an
-    axis is start + sum of by[a] * (the load's index along axis a)."""
+    """The index along one axis of a store at which a load's element lies: start + the sum over the
+    load's axes a of by[a] * (the load's index along a)."""
 
     start: int
     by: tuple[int, ...]
 
 
 def located(sizes: Sequence[int], strides: Sequence[int], offset: int, load: View) -> list[Steps] | None:
-    """For each axis of a store, its index as a function of the load's index; None if it is not a
-    sum of multiples, or if the load reads what the store doesn't write.
+    """For each axis of a store, its index as a function of the load's index. None if an index isn't
+    linear, or if the load reads elements that the store doesn't write.
 
-    The store has distinct addresses. Sizes and offsets are read as digits, the largest stride
-    first: index = start + by . i holds for all i if no digit's sum reaches its size.
+    The store has distinct addresses. An address is read as a number with mixed digits: one digit,
+    the index, for each axis, the largest stride first. index = start + by . i holds for all i if
+    each digit's sum stays below the axis's size.
     """
     order = sorted((a for a in range(len(sizes)) if sizes[a] != 1), key=lambda a: -strides[a])
     count = len(load.shape)
@@ -80,8 +80,11 @@ def located(sizes: Sequence[int], strides: Sequence[int], offset: int, load: Vie
 
 
 def restrided(store: View, load: View, leaf: View) -> View | None:
-    """What `leaf` (of the store's loop, so of its shape) is at the points of `load`, which reads
-    what was stored through `store`. None if that isn't a strided view."""
+    """`leaf`, a view in the loop that stores through `store`, seen at the points of `load`, which
+    reads the stored elements. None if that isn't a strided view.
+
+    leaf: has the store's shape.
+    """
     sizes, into, of = _merged(store, leaf)
     steps = located(sizes, into, store.offset, load)
     if steps is None:
@@ -94,7 +97,7 @@ def restrided(store: View, load: View, leaf: View) -> View | None:
 
 
 def _merged(store: View, leaf: View) -> tuple[list[int], list[int], list[int]]:
-    """Sizes and strides of both, with neighbours made one axis where both lie end to end."""
+    """Sizes and strides of both views, with neighbouring axes merged if contiguous in both."""
     sizes: list[int] = []
     into: list[int] = []
     of: list[int] = []

@@ -1,4 +1,4 @@
-"""The invocations of a workgroup: where each works, and how they add up what they found."""
+"""The invocations of a workgroup: where each works, and how they combine their results."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ebmvk.compute.tiling import Tile, below
 from ebmvk.compute.values import Graph
 
 FAN = 16
-"""Up to this many partial results are added up in one step."""
+"""At most this many partial results are combined in one step."""
 
 Ids = tuple[int, ...]
 
 
 def group_number(module: Module, groups: tuple[int, int, int]) -> int:
-    """The workgroup's number among all."""
+    """The workgroup's number among all workgroups of the dispatch."""
     uint = module.type("uint32")
     pointer = module.pointer(INPUT, uint)
     variable = module.built_in(WORKGROUP_ID)
@@ -35,7 +35,7 @@ def group_number(module: Module, groups: tuple[int, int, int]) -> int:
 
 
 def inline(module: Module, graph: Graph, results: Sequence[int], named: dict[str, int]) -> Ids:
-    """Writes another graph's results. named: what its symbols are."""
+    """Writes the results of another graph. named: the ids of its symbols."""
     known: Known = {}
     numbers = graph.closure(list(results))
     for number in numbers:
@@ -54,8 +54,8 @@ def _finish(kind: str, dtype: DType, parts: tuple[DType, ...]) -> tuple[Graph, i
 
 
 class Workgroup:
-    """local: the invocation's number; x and y: which of the workgroup's rows it works on, and which
-    part of that row."""
+    """local: the invocation's number. x: the row of the workgroup that the invocation works on. y:
+    the invocation's number in this row."""
 
     def __init__(self, module: Module, tile: Tile) -> None:
         self.module, self.tile = module, tile
@@ -99,7 +99,7 @@ class Workgroup:
         return inline(self.module, graph, results, named)
 
     def pairwise(self, reduction: Reduction, terms: list[Ids]) -> Ids:
-        """All terms in one, neighbours first."""
+        """All terms combined into one, neighbours first."""
         while len(terms) > 1:
             pairs = zip(terms[::2], terms[1::2], strict=False)
             terms = [self.combine(reduction, a, b) for a, b in pairs] + terms[len(terms) & ~1 :]
@@ -113,8 +113,8 @@ class Workgroup:
     # --------------------------------------------------------------------------- the whole row
 
     def add_up(self, reduces: Sequence[Reduction], parts: Sequence[Ids]) -> list[Ids]:
-        """For each reduction the result of a row, from what its invocations found. All of them get
-        it. In two steps of equal length where more than FAN share a row."""
+        """For each reduction, the result of a row, from its invocations' partial results. All of
+        them get the result. If more than FAN share a row, this takes two steps of equal length."""
         along = self.tile.along
         if along == 1:
             return list(parts)
@@ -142,8 +142,8 @@ class Workgroup:
         return self.op(Op.I_ADD, self.scaled(self.x, along), y)
 
     def _array(self, level: int, k: int, part: int) -> int:
-        """A shared array. Two sets take turns, as one may still be read when the next stage
-        writes."""
+        """A shared array. Two sets of arrays take turns, because invocations may still read one set
+        when the next stage writes."""
         key = (self._stage % 2, level, k, part)
         array = self._arrays.get(key)
         if array is None:
@@ -164,7 +164,7 @@ class Workgroup:
             module.barrier()
 
     def _collect(self, level: int, k: int, reduction: Reduction, count: int, step: int, first: int) -> Ids:
-        """The result of `count` values of this row, `step` apart from the value `first` on."""
+        """The result of `count` values of this row, from `first` on, in steps of `step`."""
         terms = []
         for n in range(count):
             place = self._place(self.add(first, n * step), count * step)

@@ -1,7 +1,7 @@
 """Measures a corpus and suggests how to train on it.
 
 The lengths of documents determine block size and stride, the number of bytes determines the preset,
-and a trigram on the same text tells what perplexity to expect.
+and a trigram fitted on the same text shows what perplexity to expect.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ebmvk.data import ngram
 from ebmvk.data.splitting import hold_out
 from ebmvk.data.tokenizer import Ids, Tokenizer
 
-# Windows of shorter corpora overlap, so that each epoch sees the text cut elsewhere
+# The windows of a corpus shorter than this overlap, so that each epoch cuts its text elsewhere
 FEW_TOKENS = 20_000_000
-# Most tokens that the trigram is fitted on, and measured on
+# The trigram is fitted on at most the first number of tokens, and measured on at most the second
 FITTED, MEASURED = 5_000_000, 1_000_000
-# The perplexity to expect, as a share of the trigram's. Measured with preset small on Spanish, on
-# the trigram's tokens: .30 after 5 epochs of 9 MB of science (33.2 of 111.2), .99 after two thirds
-# of an epoch of 14 MB of history (128.0 of 129.7).
+# (lowest, highest) perplexity to expect, divided by the trigram's. Measured with preset small on
+# Spanish text, with the same tokens as the trigram: .30 (33.2 / 111.2) after 5 epochs of 9 MB of
+# science, .99 (128.0 / 129.7) after two thirds of an epoch of 14 MB of history.
 REACHED = (0.25, 1.0)
 # (fewer bytes than this, preset); above both: large
 PRESETS = ((200_000_000, "small"), (500_000_000, "medium"))
@@ -34,10 +34,10 @@ BLOCKS = (32, 64, 128, 256, 512, 1024)
 class Analysis:
     """What `ebmvk analyze-corpus` prints. Lengths of documents are in tokens, without end-of-text.
 
-    perplexity: (low, high) to expect per token of the held-out last tenth. It derives from a
-        trigram that was fitted on `fitted` tokens before that tenth and measured on `measured`
-        tokens of it; None if the text is too short. In a folder, each file with many documents has
-        its own last tenth held out.
+    perplexity: (low, high) to expect per token of the held-out last tenth; None if the text is too
+        short. It is computed from a trigram, fitted on `fitted` tokens before that tenth and
+        measured on `measured` tokens of it. In a folder, the last tenth of each file with many
+        documents is held out.
     """
 
     documents: int
@@ -64,7 +64,7 @@ def preset_for(documents: Sequence[str]) -> str:
 def analyse(documents: Sequence[str], tokenizer: Tokenizer, preset: str, longest: int) -> Analysis:
     """Measure a corpus of at least one document.
 
-    longest: the largest block size to suggest, that of the preset; memory grows with it.
+    longest: the largest block size to suggest, which is the preset's; memory grows with it.
     """
     parts = [tokenizer.encode_many(part) for part in hold_out(documents)]
     lengths = [len(ids) for ids in chain(*parts)]
@@ -72,10 +72,10 @@ def analyse(documents: Sequence[str], tokenizer: Tokenizer, preset: str, longest
         at = len(parts[0]) - 1
         lengths[at : at + 2] = [sum(lengths[at : at + 2])]
     median = statistics.median(lengths)
-    # The longest window that most documents fill: a longer one would be mostly padding, a shorter
-    # one would cut documents.
+    # Suggest the longest window that most documents fill. A longer window would be mostly padding,
+    # and a shorter one would cut documents.
     block = max([length for length in BLOCKS if length <= min(median, longest)], default=BLOCKS[0])
-    # A document within one window can't be cut elsewhere
+    # A document that fits into one window can't be cut at different places
     overlap = sum(lengths) < FEW_TOKENS and median > block
     train, held = (_stream(part, tokenizer) for part in parts)
     train, held = train[-FITTED:], held[:MEASURED]

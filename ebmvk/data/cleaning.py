@@ -17,7 +17,7 @@ from typing import Literal
 
 import ftfy
 
-# From this many characters on, a repeated paragraph is boilerplate, not a turn of phrase
+# A repeated paragraph of at least this many characters is boilerplate, not a turn of phrase
 LONG_PARAGRAPH = 100
 Blanks = Literal["auto", "keep", "single", "flat"]
 Same = Literal["text", "letters"]
@@ -62,13 +62,13 @@ class Rules:
     """Choices that go beyond repairs.
 
     preserve_case: keep capitals.
-    blanks: `keep` runs of blanks inside a line; make them `single`; `flat`: single, and no
-        indentation; `auto`: single if no line of the document is indented, because then it is
-        prose.
+    blanks: `keep` leaves runs of blanks inside a line as they are; `single` makes each run one
+        blank; `flat` also removes indentation; `auto` means `single` if no line of the document is
+        indented, because then it is prose.
     narrow: make full-width characters narrow, which changes Chinese and Japanese punctuation.
     keep_direction: keep marks of writing direction.
-    same: two documents are the same if their `text` is the same, or if just their `letters` and
-        digits are, ignoring case.
+    same: when two documents count as the same. `text`: their texts are equal. `letters`: their
+        letters and digits are equal, ignoring case.
     """
 
     preserve_case: bool = True
@@ -83,7 +83,7 @@ DEFAULT = Rules()
 
 @dataclass(frozen=True)
 class Cleaned:
-    """documents: the kept ones, in order. changes: {step: number of documents that it changed}."""
+    """documents: those that were kept, in order. changes: {step: number of documents changed}."""
 
     documents: list[str]
     changes: dict[str, int]
@@ -170,7 +170,7 @@ def _mended(text: str, rules: Rules, done: set[str]) -> str:
         normalization="NFC",
         uncurl_quotes=False,
         fix_character_width=rules.narrow,
-        unescape_html="<" not in text,  # with tags, entities belong to the markup
+        unescape_html="<" not in text,  # in a text with tags, entities belong to the markup
     )
     lines = text.split("\n")
     for i, line in enumerate(lines):
@@ -193,7 +193,7 @@ def _mended_part(part: str, config: ftfy.TextFixerConfig, done: set[str]) -> str
 
 
 def clean(documents: Iterable[str], rules: Rules = DEFAULT) -> Cleaned:
-    """Cleans each document; drops documents and long paragraphs that came before.
+    """Cleans each document; drops repeated documents and repeated long paragraphs.
 
     A paragraph is a line that isn't indented. `rules.same` decides which documents and paragraphs
     are the same.
@@ -242,8 +242,8 @@ def _said_once(text: str, seen: set[bytes], same: Same) -> tuple[str, int]:
 
 def _digest(text: str, same: Same) -> bytes:
     if same == "letters":
-        # Marks count, because they are vowels in Indic scripts. A text without letters stands for
-        # itself.
+        # Marks count as letters, because they are vowels in Indic scripts. A text without letters
+        # is compared whole.
         letters = "".join(c for c in text.casefold() if c.isalnum() or unicodedata.category(c).startswith("M"))
         text = letters or text
     return hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -18,7 +18,8 @@ from ebmvk.errors import DataError
 
 Split = Literal["train", "validation", "test"]
 
-# Words as the paper that introduced the corpus counts them: each end of line is one word.
+# Words in each split, as the paper that introduced the corpus counts them: each end of line is one
+# word.
 WIKITEXT_WORDS: dict[str, dict[Split, int]] = {
     "wikitext-2": {"train": 2_088_628, "validation": 217_646, "test": 245_569},
     "wikitext-103": {"train": 103_227_021, "validation": 217_646, "test": 245_569},
@@ -113,11 +114,11 @@ def without_splits(texts: Mapping[Path, str], path: Path, name: str, reason: str
 def with_official_splits(texts: Mapping[str, str], name: str, reason: str, source: str) -> Corpus:
     """A corpus from the text of each official split.
 
-    Without a validation split, the last tenth of `train` becomes it.
+    If there is no validation split, the last tenth of `train` becomes validation.
 
     Raises:
-        DataError: `name` is a WikiText, but the number of words is wrong; or `train` is too short
-            to split.
+        DataError: `name` is a WikiText corpus, but the number of words is wrong; or `train` is too
+            short to split.
     """
     word_level = name in WIKITEXT_WORDS
     into_documents = wikitext_articles if word_level else at_separators
@@ -150,7 +151,7 @@ def _notes(texts: Collection[str]) -> list[str]:
 
 
 def _check_word_counts(corpus: Corpus) -> None:
-    """Refuse a WikiText with another number of words: its perplexities wouldn't be comparable."""
+    """Refuse a WikiText corpus with a wrong number of words: perplexities couldn't be compared."""
     for split, expected in WIKITEXT_WORDS[corpus.name].items():
         found = corpus.words(split)
         if found != expected:

@@ -29,12 +29,12 @@ def resolve(dataset: str, data_dir: Path | None = None, reading: Reading = AS_IT
         dataset: `builtin`, the path of a text file or a folder of them, or a name. A suffix such as
             `:100000` takes the first 100,000 characters, shared among the splits in proportion to
             their sizes.
-        data_dir: the folder to look names up in, before the one of EBMVK_DATA_DIR.
-        reading: which files of a folder count, and how they are read.
+        data_dir: the folder to look names up in, before the folder that EBMVK_DATA_DIR names.
+        reading: which files of a folder are read, and how.
 
     Raises:
-        DataError: the corpus doesn't exist, is empty, binary, not UTF-8, not plain text, not the
-            text its name promises, or too short.
+        DataError: the corpus doesn't exist, is empty, binary, not UTF-8, not plain text, too short,
+            or not the text that its name stands for.
         ConfigError: `reading.include` is given without a folder, or matches nothing.
     """
     whole, _, characters = dataset.rpartition(":")

@@ -31,10 +31,10 @@ def read_documents(
     reading: Reading = AS_IT_COMES,
     written: Collection[Path] = (),
 ) -> Documents:
-    """The documents of text files and folders, cut at lines `separator` (None: the standard ones).
+    """The documents of text files and folders, cut at lines that equal `separator`.
 
-    flag: the flag that named the paths, for messages. written: files that the command itself
-    writes; they are skipped in folders.
+    separator: None for the standard separators. flag: the flag that named the paths, for messages.
+    written: files that the command itself writes; they are skipped in folders.
 
     Raises:
         DataError: a file or folder doesn't exist or holds no text.

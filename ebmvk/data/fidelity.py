@@ -1,7 +1,7 @@
-"""Checks that a text survives the way to tokens and back, and counts what doesn't.
+"""Checks that encoding and decoding gives back the same text, and counts what was changed.
 
-Matters for a tokenizer.json from elsewhere: if it drops or replaces characters, the model learns
-another text.
+This matters for a tokenizer.json from elsewhere: if it drops or replaces characters, the model
+learns a different text.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from ebmvk.data import foreign
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.errors import DataError
 
-MOST = 4_000_000  # characters to check, in about three seconds
-_PIECE = 1 << 20  # characters of a document at once
+MOST = 4_000_000  # characters to check; this takes about three seconds
+_PIECE = 1 << 20  # characters of a document to encode at once
 _SHOWN = 12
 
 
@@ -22,10 +22,10 @@ _SHOWN = 12
 class RoundTrip:
     """The result of a check.
 
-    characters: the number checked. pieces, changed: pieces of documents, and how many of them came
-    back changed.
-    example: the first difference, (original, decoded). unknown: characters that became unknown
-    tokens. blanks: white space that no token contains.
+    characters: the number of characters checked. pieces, changed: the number of pieces of
+    documents, and how many of them came back changed.
+    example: the first difference, (original, decoded). unknown: the number of characters that
+    became unknown tokens. blanks: the number of white-space characters that no token contains.
     """
 
     characters: int
@@ -52,7 +52,7 @@ def round_trip(tokenizer: Tokenizer, name: str, documents: Iterable[str], most: 
     name: the tokenizer's file, for messages.
 
     Raises:
-        DataError: some characters other than white space are in no token.
+        DataError: no token contains some character that isn't white space.
     """
     characters = pieces = changed = unknown = blanks = 0
     example = None

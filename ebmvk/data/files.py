@@ -146,7 +146,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text. Only \\n and \\r\\n end a line; no empty line follows the last one."""
+    """The lines of a text. Only \\n and \\r\\n end a line; a last line end adds no empty line."""
     lines = text.removesuffix("\n").split("\n") if text else []
     return [line.removesuffix("\r") for line in lines]
 
@@ -180,7 +180,7 @@ def _absolute(path: Path) -> Path:
 
 
 def from_anywhere(path: Path) -> str:
-    """The absolute path of a file or folder, to find it again from anywhere.
+    """The absolute path of a file or folder, which finds it again from any folder.
 
     Settings can only store UTF-8. If the name of a parent folder isn't UTF-8, the path is returned
     as given.
@@ -194,6 +194,6 @@ def from_anywhere(path: Path) -> str:
 
 
 def name_of(path: Path) -> str:
-    """A corpus's name: `wikitext-2` for such a folder, `input` for input.txt.gz; never empty."""
+    """A corpus's name, such as `input` for input.txt.gz, or a folder's own name; never empty."""
     name = shown(_absolute(path).name)
     return name.removesuffix(".gz").removesuffix(".txt") or name

@@ -22,8 +22,8 @@ TEXT_NAME = re.compile(r"\.(txt|text|md|rst|tokens)(\.gz)?$", re.IGNORECASE)
 SPLIT_NAME = re.compile(
     r"(?:wiki\.)?(train|valid|validation|val|dev|test)\.(?:txt|text|tokens)(?:\.gz)?", re.IGNORECASE
 )
-# Files about a corpus rather than part of it. Their name is one of these words alone, or starts
-# with the word in capitals, so that "License to Kill.txt" counts as text.
+# Files that describe a corpus and aren't part of it. Their name is one of these words alone, or
+# starts with the word in capitals. So "License to Kill.txt" counts as text.
 _ABOUT = "readme|licen[cs]e|notice|copying|authors|contributing|changelog"
 _ABOUT_NAMES = (
     re.compile(rf"(?:{_ABOUT})(?:[-_.][a-z]{{2}})?(?:\.(?:txt|text|md|rst))?(?:\.gz)?", re.IGNORECASE),
@@ -36,7 +36,7 @@ NAMED, SUFFIXES = 3, 5  # a summary lists at most this many names and suffixes
 
 @dataclass
 class Listing:
-    """The files of a folder. files: those that may hold text, sorted. left_out: {why: names}."""
+    """The files of a folder. files: those that may hold text, sorted. left_out: {reason: names}."""
 
     folder: Path
     files: list[Path] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Listing:
         self.left_out.setdefault(why, []).append(name)
 
     def texts(self, reading: Reading) -> dict[Path, str]:
-        """The text of each file that has any; the others move to `left_out`.
+        """The text of each file that has text; the other files move to `left_out`.
 
         Raises:
             DataError: no file has text; the message gives the reasons.
@@ -85,7 +85,7 @@ class Listing:
 
 
 def _kind(why: str, names: list[str]) -> str:
-    if why.startswith("."):  # a suffix is enough; the names would add nothing
+    if why.startswith("."):  # the suffix says enough without the names
         return f"{len(names):,} {why}"
     dots = ", …" if len(names) > NAMED else ""
     plural = "s" if len(names) > 1 and why.endswith(("folder", "link", "file")) else ""

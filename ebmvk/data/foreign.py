@@ -1,8 +1,8 @@
 """Makes a tokenizer.json from elsewhere faithful: its tokens then stand for the whole text.
 
 Published files do more than cut a text into tokens: they truncate or pad it, put special tokens
-around it, add a blank before it, or change its characters. What can be switched off is switched off
-and reported; the rest is refused.
+around it, add a blank before it, or change its characters. Steps that can be switched off are
+switched off and reported. Files with other such steps are refused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Description = dict[str, Any]
 _INNER = {
     "normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders", "post_processor": "processors"
 }  # fmt: skip
-# these keep every character
+# These parts keep every character
 _CUTTING = ("ByteLevel", "Split", "Digits", "Punctuation", "UnicodeScripts")
 _CONTEXT = 20  # characters shown on either side of a place in a text
 
@@ -90,7 +90,7 @@ def changes(description: Description) -> bool:
 
 
 def missing_bytes(description: Description) -> list[str]:
-    """The single-byte tokens that the vocabulary lacks; if it lacks none, it can spell any text."""
+    """The single-byte tokens that a vocabulary lacks; if it has all of them, it spells any text."""
     if description["model"]["type"] not in ("BPE", "Unigram"):
         return ["single bytes"]
     if is_byte_level(description):
@@ -172,8 +172,9 @@ def faithful(description: Description, texts: Iterable[str], wanted: str | None)
         wanted: the end token, or None for the usual one.
 
     Raises:
-        DataError: a part that cannot be switched off changes a text; the end token is missing, or a
-            text can spell it; the vocabulary cannot spell every text and has no unknown token.
+        DataError: a part that cannot be switched off changes a text; the end token is missing; a
+            text can spell the end token; or the vocabulary cannot spell every text and has no
+            unknown token.
     """
     found = copy.deepcopy(description)
     end = end_token(found, wanted)
@@ -214,7 +215,7 @@ def _surroundings(found: Description) -> Iterator[str]:
 
 
 def _blanks(found: Description) -> Iterator[str]:
-    """Removes the steps that put a blank before each text and take it away when decoding."""
+    """Removes the steps that put a blank before each text and the steps that remove it again."""
     before = copy.deepcopy([found[step] for step in ("normalizer", "pre_tokenizer")])
     for part in [*parts(found, "pre_tokenizer"), *parts(found, "decoder")]:
         if part["type"] == "Metaspace":
@@ -253,11 +254,11 @@ def _undone(part: dict[str, Any], found: Description) -> bool:
 def _normalizer(found: Description, texts: Iterable[str]) -> Iterator[str]:
     """Removes the parts of the normaliser that change characters for good.
 
-    A vocabulary with all bytes can spell the text without them. Any other vocabulary was made for
-    the changed text; it is accepted only if these parts leave this text as it is.
+    A vocabulary with all bytes can spell the text without these parts. Any other vocabulary was
+    made for the changed text. It is accepted only if these parts don't change `texts`.
 
     Raises:
-        DataError: they change this text.
+        DataError: the vocabulary lacks bytes, and these parts change one of the texts.
     """
     changing = [part for part in parts(found, "normalizer") if not _undone(part, found)]
     if not changing:
@@ -298,7 +299,7 @@ def _swallowed(found: Description) -> Iterator[str]:
 
 
 def _misread(found: Description) -> Iterator[str]:
-    """Marks added tokens that decode to other letters as special, so they never stand for text."""
+    """Makes added tokens special if they decode to other letters, so they never stand for text."""
     bpe = built(found)
     wrong = [
         token
@@ -331,7 +332,7 @@ def _end(found: Description, end: str) -> Iterator[str]:
         )
     if not _written(found, end):
         return
-    # Cut its first letter off, so that the model never sees the whole token.
+    # Cut the token after its first letter, so that the model never sees the whole token.
     cut = {"Regex": f"{re.escape(end[0])}(?={re.escape(end[1:])})"}
     split = {"type": "Split", "pattern": cut, "behavior": "Isolated", "invert": False}
     _set_parts(found, "pre_tokenizer", [split, *parts(found, "pre_tokenizer")])

@@ -1,7 +1,7 @@
 """Recognises files that aren't plain text, and tells the user how to convert each of them.
 
-Binary formats (PDF, ZIP …) are always refused; text with rows or markup (JSON, CSV, HTML …) unless
---raw is given.
+Binary formats (PDF, ZIP …) are always refused. Text with rows or markup (JSON, CSV, HTML …) is
+refused unless --raw is given.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import PurePath
 
 ROWS = 20  # the lines that decide whether a text is a table or JSON Lines
 FEWEST_ROWS = 5
-PARSED = 1 << 26  # longer texts are not parsed as JSON; their first characters decide
+PARSED = 1 << 26  # a longer text isn't parsed as JSON; its first characters decide
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def of_bytes(raw: bytes, path: PurePath) -> Format | None:
     if raw[257:262] == b"ustar" and b"\0" in raw[:257]:
         return _archive("tar", "tar xf FILE")
     magic = next((found for start, found in _MAGIC if raw.startswith(start)), None)
-    # A text may begin with the letters of a short signature, such as "ORC" or "BZh". A PDF file may
-    # be all ASCII.
+    # A text may begin with the letters of a short signature, such as "ORC" or "BZh", so UTF-8 is
+    # taken for text. A PDF file is an exception, because all of it may be ASCII.
     return None if magic is not PDF and _is_utf8(raw) else magic
 
 

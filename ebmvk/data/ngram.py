@@ -17,7 +17,7 @@ from ebmvk.errors import ArgumentError, DataError
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-_AT_ONCE = 1 << 16  # tokens looked up at once; about twenty arrays of this length exist meanwhile
+_AT_ONCE = 1 << 16  # tokens looked up at once; this needs about twenty arrays of this length
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class _Order:
 
 
 class KneserNey:
-    """A fitted trigram model: made by `fit`, then asked for the `nats` of other ids."""
+    """A trigram model that `fit` has made. Its `nats` measures other ids."""
 
     def __init__(self, vocab_size: int, unigram: Floats, bigram: _Order, trigram: _Order) -> None:
         self._vocab = vocab_size
@@ -131,9 +131,9 @@ def _order(keys: Ints, counts: Ints, vocab_size: int) -> _Order:
 def _discounts(counts: Ints) -> Floats:
     """The discounts of counts 0, 1, 2 and ≥ 3, (4,).
 
-    The closed form needs n-grams seen once, twice, three and four times, and each D_c within (0,
-    c]. A text too small or too regular for that gets the absolute discount n1 / (n1 + 2 n2), or ½
-    if n1 or n2 is 0.
+    n_c is the number of n-grams seen c times. The closed form needs n1 to n4 above 0, and each
+    discount D_c in (0, c]. A text that is too small or too regular for that gets the absolute
+    discount n1 / (n1 + 2 n2), or ½ if n1 or n2 is 0.
     """
     n1, n2, n3, n4 = (int((counts == c).sum()) for c in (1, 2, 3, 4))
     single = n1 / (n1 + 2 * n2) if n1 and n2 else 0.5

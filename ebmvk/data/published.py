@@ -24,9 +24,9 @@ def builtin() -> Corpus:
 
     They are English prose that every installation has.
 
-    Topics are sorted by title, so they are first put into a fixed random order, by a hash of the
-    title. The last 10 % of the characters, in whole topics, are test; the 10 % before them
-    validation; the rest training.
+    Python sorts the topics by title; a hash of the title first puts them into a fixed random order.
+    The last 10 % of the characters, in whole topics, are for test, the 10 % before them for
+    validation, and the rest for training.
 
     Raises:
         DataError: this Python was installed without its documentation topics.

@@ -1,7 +1,7 @@
 """Cuts a text into documents, and documents into training and validation text.
 
-Pure functions of strings. Apart from separator lines and blank documents nothing is lost: joined,
-the documents are the text.
+All are pure functions of strings. Only separator lines and blank documents are lost; the other
+documents, joined, give the text again.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ def hold_out(documents: Sequence[str], fraction: float = 0.1) -> tuple[list[str]
 
     The cut is between documents if possible.
 
-    With few or very uneven documents, the best cut between documents may hold out less than half or
-    more than double the fraction. Then the document at the cut is divided: `text[: int(0.9 *
-    len(text))]`, as nanoGPT does.
+    If documents are few or very uneven, the best cut between documents may hold out less than half
+    or more than double the fraction. Then the document at the cut is divided, as nanoGPT does:
+    `text[: int(0.9 * len(text))]`.
     """
     total = sum(map(len, documents))
     target = int((1 - fraction) * total)

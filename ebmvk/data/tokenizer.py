@@ -1,9 +1,9 @@
 """Turns text into token ids and back.
 
 Byte-level BPE gives back any text exactly, except end-of-text and `<unk>`; `Tokenizer.spelling`
-counts what other tokenizers lose. In word-level text (WikiText) a token carries the blank before
-it. So no token crosses the border between words, and " \\n", the end of a line, is one token and
-one word.
+counts what other tokenizers lose. In word-level text (WikiText) a token includes the blank before
+it. So no token crosses the border between words. The end of a line, " \\n", is one token and one
+word.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from ebmvk.data.files import write_text
 from ebmvk.data.foreign import Description
 from ebmvk.errors import ArgumentError, DataError, StorageError
 
-# Names of files in a hub's snapshot and in an exported model; a run has them too, in different
-# folders.
+# Names of files in a hub's snapshot and in an exported model. A run has these files too, but in
+# different folders.
 TOKENIZER_FILE, WEIGHTS_FILE = "tokenizer.json", "model.safetensors"
 Ids = npt.NDArray[np.int32]
 
 UNKNOWN = "<unk>"
-# Least share of used ids: a model has a row for every id up to the largest, used or not
+# The least share of ids that must be used. A model has a row for every id up to the largest, even
+# if the id is unused.
 FEWEST_USED = 7 / 8
 _PART = 1 << 16  # characters whose offsets are held in memory at once
 
@@ -60,8 +61,8 @@ class Tokenizer:
 
     Attributes:
         end_token, eos_id: the token that ends a document.
-        unk_id: the token for everything that cannot be spelled, and for a written `<unk>`; None if
-            it doesn't exist.
+        unk_id: the token for everything that cannot be spelled, and for `<unk>` written in a text;
+            None if there is no such token.
         notes: lines for users on what was changed in a tokenizer.json from elsewhere.
         altered: True if the file truncates, pads or the like, which is switched off here.
     """
@@ -117,7 +118,7 @@ class Tokenizer:
     def encode_prompt(self, text: str) -> Ids:
         """The ids of end-of-text and of the text as the start of a document, (n,) int32.
 
-        In word-level text a document starts with a blank; it is added if missing.
+        In word-level text a document starts with a blank; a missing blank is added.
         """
         text = " " + text if self.word_level and text and not text.startswith(" ") else text
         return np.concatenate([np.array([self.eos_id], dtype=np.int32), self.encode(text)])
@@ -138,10 +139,10 @@ class Tokenizer:
         return self.decode([token_id]) or self.symbol(token_id)
 
     def beginning(self, text: str, ids: Ids) -> bytes:
-        """The start of a text, in UTF-8 bytes: the part that its first tokens, `ids`, stand for.
+        """The UTF-8 bytes at the start of a text that its first tokens, `ids`, stand for.
 
-        If the tokenizer doesn't spell bytes, a partly covered character counts as whole. White
-        space that belongs to no token counts with the text after it.
+        If the tokenizer doesn't spell bytes, a character that is partly covered counts as covered.
+        White space that belongs to no token counts with the text after it.
         """
         if self._byte_lengths is not None:
             return text.encode()[: int(self._byte_lengths[ids].sum())]
@@ -217,9 +218,9 @@ class Tokenizer:
 
 
 def read_library_tokenizer(path: Path) -> _Bpe:
-    """Open a file with the tokenizers library.
+    """Open a tokenizer.json with the tokenizers library.
 
-    Raises DataError if it can't be read or isn't one.
+    Raises DataError if the file can't be read or isn't a tokenizer.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -238,7 +239,7 @@ def read_library_tokenizer(path: Path) -> _Bpe:
 def table_rows(bpe: _Bpe) -> int:
     """The number of rows that a model needs, one for each id up to the largest.
 
-    Raises DataError.
+    Raises DataError if two tokens share an id, or if too many ids are unused.
     """
     ids = sorted(bpe.get_vocab(with_added_tokens=True).values())
     size = ids[-1] + 1 if ids else 0
@@ -255,7 +256,7 @@ def table_rows(bpe: _Bpe) -> int:
 
 
 def _switch_off(bpe: _Bpe, description: Description) -> None:
-    """Switches off steps that files of older runs may have; new runs get files without them."""
+    """Switches off steps that the files of older runs may have; new runs' files don't have them."""
     bpe.no_truncation()
     bpe.no_padding()
     if bpe.num_special_tokens_to_add(False):

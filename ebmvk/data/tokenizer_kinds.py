@@ -22,7 +22,7 @@ from ebmvk.data.tokenizer import UNKNOWN, Tokenizer, read_library_tokenizer, tab
 from ebmvk.errors import ConfigError, DataError
 
 OWN_KINDS = ("bpe", "char", "gpt2")  # made here, not read from a file
-# Most characters of a piece that merges are learned from; the time grows with its square
+# Merges are learned from pieces of at most this many characters; the time grows with the square
 LONGEST_PIECE = 1024
 
 WORD_LEVEL_PATTERN = r" ?[^ \n]+| ?\n| +"
@@ -144,8 +144,8 @@ def train_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
     bpe = _Bpe(models.BPE())
     pattern = WORD_LEVEL_PATTERN if corpus.word_level else TEXT_PATTERN
     cut = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    # A text without blanks (DNA, Thai) is one piece. The trainer moves all of it at each merge;
-    # `encode` doesn't, so the finished tokenizer needs no such limit.
+    # A text without blanks (DNA, Thai) is one piece. The trainer moves all of the piece at each
+    # merge, so its length is limited. `encode` doesn't, so the finished tokenizer has no limit.
     short = pre_tokenizers.Split(Regex(f"(?m:.){{1,{LONGEST_PIECE}}}"), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, short, to_bytes])

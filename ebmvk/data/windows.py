@@ -1,7 +1,7 @@
 """Turns a split into one stream of tokens, and the stream into windows for training and evaluation.
 
-A training batch is a pure function of seed and step, so a resumed run reads exactly what it would
-have read.
+A training batch is a pure function of seed and step, so a resumed run reads the same batches as a
+run that was never interrupted.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ ENCODED_AT_ONCE = 1 << 21  # characters
 class TokenStream:
     """Documents one after another, each with the end-of-text token before it.
 
-    The likelihood of a stream covers every token but the first, each given those before it. So
-    end-of-text tokens are predicted and cost nats, but they count as neither words nor bytes.
+    The likelihood of a stream covers every token except the first, each given the tokens before it.
+    So end-of-text tokens are predicted and cost nats, but they count as neither words nor bytes.
 
     Attributes:
         name: `corpus/split`, for messages.
         tokens: (n,) int32.
         starts: (documents,) int64, the position of each document's end-of-text token.
-        word_level: the corpus's, which defines what a word is; the tokenizer may come from another
-            kind of text.
+        word_level: `word_level` of the corpus, which defines what a word is. The tokenizer may come
+            from another kind of text.
         apart: no window holds tokens of two documents, except the end-of-text token between them.
         text: the documents' texts, to count words and bytes; empty if only tokens are known.
-        cut: True if the tokens end within the last document.
+        cut: True if the tokens end before the end of the last document.
     """
 
     name: str
@@ -50,7 +50,7 @@ class TokenStream:
 
     @classmethod
     def of_text(cls, tokens: Ids, *, word_level: bool = False) -> TokenStream:
-        """A stream of one document; tokens: end-of-text, then the document's."""
+        """A stream of one document. tokens: end-of-text, then the tokens of the document."""
         return cls("text", tokens, np.zeros(1, dtype=np.int64), word_level)
 
     def __len__(self) -> int:
@@ -162,7 +162,7 @@ class Batches:
         return -(-self.windows // self._batch_size)
 
     def batch(self, step: int) -> torch.Tensor:
-        """(B, T+1) int64: inputs are [:, :-1], targets [:, 1:]; -1 after a short window's end."""
+        """(B, T+1) int64: inputs [:, :-1], targets [:, 1:]; -1 after the end of a short window."""
         positions = self.positions(step)
         return torch.from_numpy(np.where(positions < 0, -1, self._tokens[positions]).astype(np.int64))
 
@@ -184,15 +184,15 @@ class Batches:
         document = np.repeat(np.arange(len(self._cuts)), self._cuts)
         number = np.arange(self.windows) - np.repeat(np.cumsum(self._cuts) - self._cuts, self._cuts)
         first, last = self._first[document], self._last[document]
-        # A document's first window starts where it starts, the last ends where it ends; the offset
-        # shifts the others.
+        # The first window starts where its document starts, and the last window ends where the
+        # document ends. The offset shifts only the windows between them.
         shifted = first + np.maximum(0, number * self._stride - random.integers(self._stride, size=1))
         starts = np.where(number == 0, first, np.minimum(shifted, np.maximum(first, last - self._seq_length)))
         return np.stack((starts, last), axis=1)[random.permutation(self.windows)]
 
 
 class Ahead:
-    """Makes batches in threads before they are needed. Any number of threads gives the same ones.
+    """Makes batches in threads before they are needed. The number of threads changes no batch.
 
     workers: number of threads, each of which works one batch ahead; with 0, a batch is made when it
         is asked for.
@@ -215,7 +215,7 @@ class Ahead:
 def evaluation_windows(stream: TokenStream, context: int, stride: int) -> Iterator[tuple[torch.Tensor, int]]:
     """Windows that together score every token except the first exactly once.
 
-    If documents are read separately, no window crosses from one to the next.
+    If documents are read separately, no window crosses from one document to the next.
 
     Args:
         stream: at least two tokens.

@@ -1,8 +1,8 @@
 """What each setting of a strategy does to the probabilities of the next token.
 
-`STEPS` has one function per field of `Strategy`, in the order that they are applied. Each takes
-log p, (B, V) float64 and normalised, and returns it changed and normalised again. All act on log p,
-so they mean the same for every model, with and without a memory.
+`STEPS` has one function for each field of `Strategy`, in the order of application. Each function
+takes log p, (B, V) float64 and normalised, and returns it changed and normalised again. All
+settings act on log p, so they mean the same for every model, with and without a memory.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Context:
-    """What was written before the next token.
+    """The texts before their next tokens.
 
-    seen: the tokens of each row's text so far; end: the token that ends a text, or None.
+    seen: the tokens of each row's text so far. end: the token that ends a text, or None.
     """
 
     seen: Sequence[Sequence[int]]
@@ -47,7 +47,7 @@ def _ban_repeats(log_p: Tensor, n: float, context: Context) -> Tensor:
 
 
 def _heat(log_p: Tensor, temperature: float, _: Context) -> Tensor:
-    # The largest is subtracted first: the smallest temperature would make all of them overflow.
+    # Subtract the largest log p first, because a tiny temperature would make every value overflow.
     return _normalised((log_p - log_p.amax(-1, keepdim=True)) / temperature)
 
 
@@ -79,8 +79,8 @@ STEPS: dict[str, Step] = {
 
 
 def penalised(log_p: Tensor, seen: Sequence[Sequence[int]], penalty: float, end: int | None = None) -> Tensor:
-    """log p, multiplied by `penalty` for tokens that the row has (except `end`); (B, V),
-    unnormalised.
+    """log p (B, V), unnormalised: multiplied by `penalty` for the tokens in the row's text, except
+    `end`.
     """
     factor = torch.ones_like(log_p)
     for row, tokens in zip(factor, seen, strict=True):
@@ -89,9 +89,10 @@ def penalised(log_p: Tensor, seen: Sequence[Sequence[int]], penalty: float, end:
 
 
 def without_repeats(log_p: Tensor, seen: Sequence[Sequence[int]], n: int, end: int | None = None) -> Tensor:
-    """Forbid tokens that would repeat an n-gram of the row. Returns (B, V), with -inf for them.
+    """Forbid tokens that would repeat an n-gram of the row's text. Returns log p (B, V), -inf for
+    forbidden tokens.
 
-    `end` is never forbidden. If a row would lose all its tokens, it isn't changed.
+    `end` is never forbidden. If all tokens of a row would be forbidden, the row isn't changed.
     """
     found = log_p.clone()
     for row, tokens in zip(found, seen, strict=True):
@@ -104,7 +105,7 @@ def without_repeats(log_p: Tensor, seen: Sequence[Sequence[int]], n: int, end: i
 
 
 def nucleus(log_p: Tensor, mass: float) -> Tensor:
-    """(B, V) bool: the fewest of the most probable tokens that have at least this mass.
+    """(B, V) bool: the fewest most probable tokens that together have at least probability `mass`.
 
     Holtzman et al. 2020, "The curious case of neural text degeneration".
     """
@@ -114,7 +115,8 @@ def nucleus(log_p: Tensor, mass: float) -> Tensor:
 
 
 def typical(log_p: Tensor, mass: float) -> Tensor:
-    """(B, V) bool: the tokens with -log p nearest to the entropy, as few as have this mass.
+    """(B, V) bool: the tokens with -log p nearest to the entropy: the fewest with total probability
+    `mass`.
 
     Meister et al. 2023, "Locally typical sampling".
     """

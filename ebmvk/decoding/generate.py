@@ -1,8 +1,8 @@
 """Text, token by token: context → latent law → a state x → Bayes decoder (model sections 6 and 7).
 
-`--sampler exact` draws a token from p(v|c). Every other sampler decodes it from states on the
-sphere. With the strategy that changes nothing, all aim at the same law, the one whose perplexity is
-reported; `ebmvk.sampling.registry` says how close each comes.
+`--sampler exact` draws a token from p(v|c). Every other sampler decodes a token from states on the
+sphere. If the strategy changes nothing, all samplers aim at the same law, whose perplexity is
+reported; `ebmvk.sampling.registry` says how close each sampler comes.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from ebmvk.sampling.tokens import SamplingHealth, TokenSampler
 class Decoding:
     """How to generate.
 
-    strategy: the changes to p(v|c); all samplers use the changed law. Its temperature isn't that of
-        the chains, which is `LangevinConfig.langevin_T`.
+    strategy: the changes to p(v|c); all samplers use the changed law. The strategy's temperature
+        isn't the temperature of the chains, `LangevinConfig.langevin_T`.
     sampler: a name of `ebmvk.sampling.registry.SAMPLERS`.
     seed: fixes every draw, together with the text's number and the position.
-    stop: strings, any of which ends a text; the text is cut before it.
+    stop: strings. Each of them ends a text, which is cut before the string.
     """
 
     max_tokens: int
@@ -55,9 +55,9 @@ class Generator:
     mode.
 
     Args:
-        memory: the model's. Each text also adds itself to its own episodic memory, beginning with
-            the prompt.
-        layers: run the model's layers; by default torch, with the weights that the model has then.
+        memory: the model's memory. Each text, beginning with its prompt, is also added to an
+            episodic memory of its own.
+        layers: what runs the model's layers; by default torch, with the model's current weights.
 
     Attributes:
         health: diagnostics of the samplers, over all calls.
@@ -81,13 +81,13 @@ class Generator:
         """Continue each prompt until end-of-text, a stop string, or `max_tokens`.
 
         Args:
-            prompts: each starts a document; an empty one asks for a document from its beginning.
-            batch_size: number of texts continued at once; it changes texts only by rounding.
+            prompts: each starts a document; for an empty prompt the model writes a whole document.
+            batch_size: number of texts continued at once; it changes texts only through rounding.
 
         Raises:
             ConfigError: the sampler needs points on the sphere and the model has none, or the
-                sampler doesn't suit the run's temperature of chains. ArgumentError: no sampler has
-                this name.
+                sampler doesn't work at the temperature of the run's chains.
+            ArgumentError: no sampler has this name.
         """
         texts = self._texts(prompts, how)
         for first in range(0, len(texts), batch_size):
@@ -96,7 +96,7 @@ class Generator:
         return [text.generated() for text in texts]
 
     def stream(self, prompt: str, how: Decoding, number: int = 0) -> Iterator[str]:
-        """The text that `generate` makes of prompt `number`, in pieces that are final.
+        """Yields the text that `generate` would make of prompt `number`, in pieces that are final.
 
         Raises:
             ConfigError, ArgumentError: as `generate`.
@@ -165,7 +165,7 @@ class Generator:
         A draw depends on the text's number and the position, not on its neighbours.
         """
         tokens = []
-        # A text's number is the number of its chain, so an ended neighbour changes nothing.
+        # Each text's chain has the text's number, so it doesn't matter if other texts have ended.
         for first, block in _blocks([text.number for text in texts]):
             part = log_p[block]
             if sampler is None:
@@ -178,11 +178,11 @@ class Generator:
         return tokens
 
     def _sampler(self, name: SamplerName, mu: Tensor) -> TokenSampler | None:
-        """None if tokens are drawn from p(v|c) itself."""
+        """The sampler of this name; None if tokens are drawn from p(v|c) itself."""
         if registry.named(name).module is None:
             return None
         own = (self.model.bias, self.model.concentrations())
-        # `_prepared` may be of older embeddings if training goes on; samplers allow that.
+        # If training goes on, `_prepared` may belong to older embeddings; samplers allow that.
         space = TokenPoints(self.backend, mu, self.backend.points(mu), *own, self._prepared)
         return TokenSampler(name, space, self.langevin, self.health)
 

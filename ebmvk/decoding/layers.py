@@ -1,4 +1,4 @@
-"""Where the layers run that read or write a text."""
+"""Decides on which device a model's layers run when the model reads or writes texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ebmvk.model.token_layers import TokenLayers
 
 
 def text_layers(model: LanguageModel, config: Config, device: Device, asked: str) -> tuple[Layers | None, str | None]:
-    """What reads texts on a Vulkan device; else None, and why the layers stay on the CPU.
+    """(layers that read texts on a Vulkan device, None), or (None, why they stay on the CPU).
 
     asked: the value of `--device`.
     """
@@ -29,9 +29,9 @@ def text_layers(model: LanguageModel, config: Config, device: Device, asked: str
 def token_layers(
     model: LanguageModel, config: Config, device: Device, asked: str, doing: Callable[[str], None] = lambda _: None
 ) -> tuple[TokenLayers | None, str | None]:
-    """What writes texts on a Vulkan device; else as `text_layers`.
+    """(layers that write texts on a Vulkan device, None), or (None, why they stay on the CPU).
 
-    doing: told what takes long.
+    asked: the value of `--device`. doing: called with a description of each slow step.
     """
     backend, why = _there(config, device, asked)
     if backend is None:
@@ -42,7 +42,7 @@ def token_layers(
 
 
 def _there(config: Config, device: Device, asked: str) -> tuple[Vulkan | None, str | None]:
-    """The Vulkan device that layers run on; else None, and why, if there is one."""
+    """(the Vulkan device that layers run on, None), or (None, the reason, if there is one)."""
     if not isinstance(device.backend, Vulkan):
         return None, None
     why = why_read_on_host(config, asked)

@@ -9,10 +9,10 @@ WINDOW = 128
 
 
 def repetition_rate(prompt: Sequence[int], tokens: Sequence[int], n: int = GRAM, window: int = WINDOW) -> float:
-    """The share of tokens in a repeated n-gram: one that also began at most `window` tokens ago.
+    """The share of tokens in a repeated n-gram, which also began at most `window` tokens earlier.
 
-    The n-gram may reach into the prompt, and its earlier occurrence may lie there. The result is 0
-    if there are no tokens.
+    The n-gram may begin in the prompt, and its earlier occurrence may lie in the prompt. The result
+    is 0 if there are no tokens.
     """
     text, start = [*prompt, *tokens], len(prompt)
     latest: dict[tuple[int, ...], int] = {}

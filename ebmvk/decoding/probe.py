@@ -16,7 +16,7 @@ SAMPLES = 3
 
 
 class Probe:
-    """Called with a step, appends samples to `path`; returns diagnostics of their chains.
+    """When called with a step, appends samples to `path` and returns diagnostics of their chains.
 
     Raises:
         StorageError: the file could not be written.

@@ -1,4 +1,4 @@
-"""Texts as a model reads them: with a cache, so that each position is computed once."""
+"""Feeds texts to a model, with a cache, so that each position is computed once."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from ebmvk.model.token_layers import Read, TokenLayers, Wanted
 
 
 class Reading:
-    """Texts as a model reads them, each position once.
+    """Texts that a model reads, each position once.
 
-    A text that fills the model's reach is read again, from the part that the model may still see.
-    Which part that is depends on this text alone, not on the texts that are read with it.
+    When a text fills the model's reach (the tokens that it sees at once), its newest part is read
+    again from an empty cache. The length of this part depends on the text alone, not on the texts
+    that are read with it.
 
     Args:
-        layers: of the model. Another reading may use them in between; then the texts are read
+        layers: the model's layers. If another reading has used them meanwhile, the texts are read
             again.
-        reach: of the model. wanted: what `law` gives beside log p; states for texts with a memory.
+        reach: the number of tokens that the model sees; None for no limit.
+        wanted: what `law` returns beside log p; states for texts with a memory.
     """
 
     def __init__(self, layers: TokenLayers, reach: int | None, texts: list[Text], wanted: Wanted) -> None:
@@ -26,7 +28,7 @@ class Reading:
         self._restart()
 
     def _restart(self) -> None:
-        """Start with an empty cache: all that the model may see is yet to be read."""
+        """Start with an empty cache, so that everything visible to the model is read again."""
         self._anew, self._new = True, [self._visible(text.ids) for text in self.texts]
         self._lengths = [0] * len(self.texts)
 
@@ -36,7 +38,7 @@ class Reading:
         return ids if reach is None or len(ids) < reach else ids[-max(1, reach - reach // 4) :]
 
     def law(self) -> tuple[Tensor | None, Tensor]:
-        """The query (B, d), if wanted, and log p(v|c) (B, V) of each text's next token."""
+        """For the next token of each text: the query (B, d), or None, and log p(v|c) (B, V)."""
         seen = self._read()
         log_p = seen.log_p.double() if any(text.reader for text in self.texts) else seen.log_p
         for i, text in enumerate(self.texts):
@@ -59,7 +61,7 @@ class Reading:
         return found
 
     def _take_back(self) -> None:
-        """Read again what was read before, of each text as much."""
+        """Read again the part of each text that was read before."""
         self._anew = True
         self._new = [text.ids[-1 - length :] for text, length in zip(self.texts, self._lengths, strict=True)]
         self._lengths = [0] * len(self.texts)
@@ -80,7 +82,7 @@ class Reading:
         self._new = [[text.ids[-1]] for text in self.texts]
 
     def _read_again(self, rows: list[int]) -> None:
-        """Read these full texts again, up to but without their newest tokens."""
+        """Read these full texts again, except their newest tokens."""
         tokens = [self._visible(self.texts[i].ids)[:-1] for i in rows]
         for i, own in zip(rows, tokens, strict=True):
             self._lengths[i] = len(own)

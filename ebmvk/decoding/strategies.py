@@ -31,7 +31,8 @@ def _setting(
 ) -> Any:
     """A field with its inclusive range, and what to try instead of a value outside the range.
 
-    whole: it counts something. keeps_best: it never changes which token is the most probable.
+    whole: the value must be a whole number. keeps_best: the setting never changes which token is
+    the most probable.
     """
     metadata = {"low": low, "high": high, "hint": hint, "whole": whole, "keeps_best": keeps_best}
     return dataclasses.field(default=default, metadata=metadata)
@@ -42,8 +43,8 @@ class Strategy:
     """Changes to the probabilities of the next token.
 
     With all defaults nothing changes: tokens then have the law p(v|c) whose perplexity is reported.
-    Neither of the last two settings touches the end token: it starts every text, and to end a text
-    isn't a repetition.
+    The last two settings ignore the end token, because it starts every text, and because ending a
+    text isn't a repetition.
 
     Sources: top_p, Holtzman et al. 2020; min_p, Nguyen et al. 2024; typical_p, Meister et al. 2023;
     repetition_penalty, after Keskar et al. 2019.
@@ -64,7 +65,7 @@ class Strategy:
     min_p: float = _setting(0.0, 0, 1, keeps_best=True, hint="use 0.05, or 0 for all tokens")
     # Allow only tokens about as surprising as the average token, up to this probability in total.
     typical_p: float = _setting(1.0, _POSITIVE, 1, keeps_best=True, hint="use 0.95, or 1 for all tokens")
-    # Above 1: tokens that the text already has become rarer. Their log p is multiplied by it.
+    # Above 1: tokens already in the text become rarer. Their log p is multiplied by this number.
     repetition_penalty: float = _setting(1.0, _POSITIVE, hint="use 1.2, or 1 for none")
     # Never repeat a sequence of this many tokens; 0 allows repeats.
     no_repeat_ngram: int = _setting(0, 0, whole=True, hint="use 4, or 0 to allow any")
@@ -120,13 +121,13 @@ NAMED: Mapping[str, Strategy] = MappingProxyType(
         "sampling": UNCHANGED,
     }
 )
-"""What `--strategy` names. `infinito` is the generation preset of INFINITO V5.2, which allows a
-temperature from .7 to 1. At 1, and with no eight tokens twice, texts of subwords repeat themselves
-about as much as people do."""
+"""The strategies that `--strategy` names. `infinito` is the generation preset of INFINITO V5.2,
+which allows a temperature from .7 to 1. At temperature 1, with no sequence of eight tokens allowed
+twice, texts made of subwords repeat themselves about as much as people's texts."""
 
 
 def named(name: str) -> Strategy:
-    """The strategy with this name or first word, if that is unique: `nucleus` is `nucleus 0.9`.
+    """The strategy with this name, or the only one with this first word: `nucleus`, `nucleus 0.9`.
 
     Raises:
         ConfigError: no strategy has that name, or several begin with it.

@@ -19,7 +19,7 @@ class Generated:
     """One generated text.
 
     prompt: ids, without the end-of-text before it. tokens: ids, without the end-of-text after them.
-    text: what the tokens spell, up to a stop string. reason: why it ended: the model wrote
+    text: what the tokens spell, up to a stop string. reason: why the text ended: the model wrote
     end-of-text ("end"), a stop string came ("stop"), or it had `max_tokens` tokens ("length").
     """
 
@@ -49,7 +49,7 @@ class Text:
         return self.reason != "length"
 
     def add(self, token: int) -> None:
-        """Append a token, and find out whether it ends the text."""
+        """Append a token, and note whether it ends the text."""
         self.ids.append(token)
         if token == self.tokenizer.eos_id:
             self.reason = "end"
@@ -57,8 +57,8 @@ class Text:
             self.reason = "stop"
 
     def remember(self, h: Tensor) -> None:
-        """Give the memory the new pairs of a state and the token after it. The first call has all
-        pairs of the prompt, each later call one.
+        """Add pairs to the memory, each of a state and the token after it. The first call adds all
+        pairs of the prompt, and each later call adds one pair.
 
         h: (n, d), states of the last n tokens.
         """

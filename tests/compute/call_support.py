@@ -21,7 +21,7 @@ _IDS = itertools.count()
 
 @dataclass(frozen=True)
 class Operand:
-    """Memory as one row of words, and a view of it."""
+    """Memory as a flat array of words, and a view of it."""
 
     memory: Array
     view: Array
@@ -39,7 +39,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a call wrote: for each output the memory and the view; and how it was planned."""
+    """The memory and the view of each output after a call, and the call's plan."""
 
     outputs: tuple[Operand, ...]
     planned: Planned
@@ -68,7 +68,7 @@ def planned_call(
     constants: Mapping[str, float | bool],
     limits: Limits,
 ) -> tuple[Planned, list[tuple[Tensor, Operand]]]:
-    """The plan, and its tensors: those of the inputs, of the outputs, then scratch."""
+    """The plan, and its tensors: first inputs, then outputs, then scratch."""
     tensors: list[tuple[Tensor, Operand]] = []
     for operand in (*inputs, *outputs):
         tensors.append((new_tensor(operand.memory.shape, NAMES[operand.memory.dtype.kind]), operand))
@@ -94,7 +94,7 @@ def run_call(
 ) -> Ran:
     """Runs a call. The memory of `outputs` is poisoned first and then filled.
 
-    limits: other limits than the device's, which must not be larger.
+    limits: limits to use in place of the device's; they must not be larger.
     """
     for operand in outputs:
         operand.memory.view(np.uint32)[:] = POISON

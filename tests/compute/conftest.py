@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "ops"))
 
 @pytest.fixture(scope="module")
 def extension() -> None:
-    """The Vulkan extension, or a skip: it arranges the arena of a plan."""
+    """Skips a test if the Vulkan extension is missing, because it arranges the arena of a plan."""
     from vulkan_open import open_vulkan
 
     open_vulkan()
@@ -22,10 +22,10 @@ def extension() -> None:
 
 @pytest.fixture(scope="module")
 def recorder() -> Iterator[Any]:
-    """A device with guard bands, poison and validation, which must have found nothing at the end.
+    """A device with guard bands, poison and validation. At the end they must have found no error.
 
-    lavapipe compiles kernels at their first run, which may take long on a busy machine. So that the
-    number of submissions doesn't depend on the load, a minute of work is submitted at once.
+    lavapipe compiles kernels at their first run, which may take long on a busy machine. So a minute
+    of work is submitted at once, and the number of submissions doesn't depend on the load.
     """
     from vulkan_open import open_vulkan
 

@@ -1,4 +1,4 @@
-"""Models that other people wrote, or could have written, and what they train on."""
+"""Models that other people wrote, or could have written, and their training text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def batches(size: int, length: int, count: int) -> list[dict[str, torch.Tensor]]
 
 
 def for_transformers(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """With what a model of transformers would make itself: a mask and positions."""
+    """The batch with a mask and positions, which a model of transformers would otherwise make."""
     size, length = batch["ids"].shape
     mask = torch.ones(size, length, dtype=torch.long)
     return {**batch, "mask": mask, "positions": torch.arange(length).repeat(size, 1)}
@@ -102,7 +102,7 @@ class Recurrent(torch.nn.Module):
 
 
 class Experts(torch.nn.Module):
-    """A mixture of four experts, two for each token, without looks at the host."""
+    """A mixture of four experts, two for each token, that doesn't read values on the host."""
 
     def __init__(self, words: int, length: int) -> None:
         super().__init__()
@@ -138,8 +138,8 @@ class LstmModule(torch.nn.Module):
 
 
 class SelectedExperts(torch.nn.Module):
-    """A mixture of experts as most write it: each expert gets the rows that chose it. The number
-    of these rows depends on values, so it can't be compiled."""
+    """A mixture of experts in the most usual form: each expert gets the rows that chose it. The
+    number of these rows depends on values, so the model can't be compiled."""
 
     def __init__(self, words: int, length: int) -> None:
         super().__init__()

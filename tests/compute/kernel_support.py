@@ -32,7 +32,7 @@ LEAST = Limits(
     group=128, groups=65535, groups_yz=65535, shared_bytes=16384, range_bytes=1 << 27, bindings=16, push_bytes=128,
     alignment=256, subgroup=0, loop_rounds=65535, kind="other",
 )  # fmt: skip
-"""What every device has."""
+"""Limits that every device has."""
 
 
 def tensor(*shape: int, dtype: DType = "float32") -> Tensor:
@@ -52,8 +52,8 @@ def view(of: Tensor, shape: Sequence[int], strides: Sequence[int], offset: int =
 
 
 def ulps(result: Array, exact: Array) -> Array:
-    """The errors of float32 results in units of the last place of the exact values. Denormals may
-    be flushed, the sign of NaN doesn't count, and what rounds to the result has error 0."""
+    """The errors of float32 results, in units of the last place of the exact values. Denormals may
+    be flushed, the sign of NaN doesn't count, and a correctly rounded result has error 0."""
     exact = np.asarray(exact, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = exact.astype(np.float32)
@@ -65,7 +65,7 @@ def ulps(result: Array, exact: Array) -> Array:
 
 
 def validate(module: bytes, folder: Path) -> None:
-    """spirv-val accepts the module, where it is installed."""
+    """Checks that spirv-val, if it is installed, accepts the module."""
     if shutil.which("spirv-val"):
         path = folder / "module.spv"
         path.write_bytes(module)
@@ -74,7 +74,7 @@ def validate(module: bytes, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a loop wrote, by tensor and flat, and the kernels that did it."""
+    """The values that a loop wrote, as a flat array for each tensor, and its kernels."""
 
     values: dict[Tensor, Array]
     kernels: tuple[Generated, ...]
@@ -86,7 +86,7 @@ class Numpy:
     limits = dataclasses.replace(LEAST, group=1024, shared_bytes=32768)
 
     def run(self, loop: Loop, values: Mapping[Tensor, Array], limits: Limits | None = None) -> Outcome:
-        """Elements that nothing writes keep their value, or POISON if they had none."""
+        """Runs a loop. Elements that it doesn't write keep their given value, or else POISON."""
         kernels = kernels_of(loop, limits or self.limits, fresh)
         wanted = {store.view.tensor for store in loop.stores}
         tensors = list(dict.fromkeys([t for kernel in kernels for t in kernel.tensors] + list(wanted)))
@@ -103,8 +103,8 @@ class Numpy:
 
 
 class Device(Numpy):
-    """Runs loops on the Vulkan device, each alone: all tensors up, its kernels, what it wrote
-    down."""
+    """Runs loops on the Vulkan device, one by one: uploads all tensors, runs the kernels, and
+    downloads the written tensors."""
 
     def __init__(self) -> None:
         self.recorder = Recorder(open_vulkan())
@@ -136,7 +136,7 @@ def _words(of: Tensor, values: Mapping[Tensor, Array]) -> Array:
 
 
 def expected(loop: Loop, values: Mapping[Tensor, Array], floats: Any = np.float64) -> dict[Tensor, Array]:
-    """What the oracle says that a loop writes, by tensor and flat."""
+    """The oracle's values for a loop, as a flat array for each tensor that the loop writes."""
     known: dict[int, Array] = {}
     for of, array in values.items():
         known[of.id] = array.reshape(-1).astype(oracle.numpy_type(of.dtype, floats))
@@ -157,7 +157,7 @@ def vulkan() -> Device:
 
 @pytest.fixture(params=["numpy", "vulkan"])
 def device(request: pytest.FixtureRequest) -> Numpy:
-    """A test with it runs in numpy and on a Vulkan device, if this machine has one."""
+    """Runs a test in numpy, and on a Vulkan device if this machine has one."""
     if request.param == "numpy":
         return Numpy()
     made: Numpy = request.getfixturevalue("vulkan")

@@ -1,4 +1,4 @@
-"""Training steps of the models of this package, compiled, beside torch."""
+"""Training steps of this package's models, compiled and in torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ebmvk.training import optim, update
 from ebmvk.training.step import Step
 
 LENGTH, WINDOWS = 12, 8
-TARGETS = (12, 1, 1, 7, 2, 12, 1, 3)  # of each window, if windows end early
+TARGETS = (12, 1, 1, 7, 2, 12, 1, 3)  # the number in each window, if windows end early
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {"model": "plain"},
     "tinygpt": {"model": "tinygpt"},
@@ -42,8 +42,8 @@ Trees = tuple[Any, Any, Any, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """passes: the batches of a step, whose gradients are added up. few: logits up to which
-    cross-entropy is torch's own instead of the operation of this package. sample: whether the
+    """passes: the number of batches in a step, whose gradients are added up. few: with at most this
+    many logits, cross-entropy is torch's and not this package's operation. sample: whether the
     record has states for a memory."""
 
     model: str
@@ -59,8 +59,8 @@ class Case:
 
 @dataclass
 class Made:
-    """step: in torch. compiled: the same. parameters: perturbed, so that every part has an
-    effect."""
+    """step: the step in torch. compiled: the same step, compiled. parameters: perturbed, so that
+    every part has an effect."""
 
     case: Case
     net: Any
@@ -71,7 +71,7 @@ class Made:
     compiled: CompiledStep = field(init=False)
 
     def batch(self, number: int) -> dict[str, Any]:
-        """What the host prepares for a step, in fixed shapes."""
+        """The arrays that the host prepares for a step, in fixed shapes."""
         tokens = torch.randint(VOCABULARY, (WINDOWS, LENGTH + 1), generator=torch.Generator().manual_seed(number))
         for row in range(WINDOWS):
             tokens[row, TARGETS[(row + number) % WINDOWS] + 1 :] = -1
@@ -91,7 +91,7 @@ class Made:
 
 
 def make(case: Case, recorder: Any) -> Made:
-    """Compiles a case for a device, None: for the reference in numpy."""
+    """Compiles a case for a device, or, if `recorder` is None, for the reference in numpy."""
     config = dataclasses.replace(variant("ebm"), **{"dropout": 0.2, "n_layers": case.layers, **MODELS[case.model]})
     net = build(config).train()
     training = TrainingConfig(
@@ -138,5 +138,5 @@ def _clear() -> None:
 
 
 def relative(got: Tensor, want: Tensor) -> float:
-    """The norm of the error over that of the result."""
+    """The norm of the error divided by the norm of `want`."""
     return float((got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30))

@@ -22,8 +22,8 @@ Results = list[torch.Tensor]
 class Sample:
     """A call of an operation.
 
-    inputs: all tensors among its arguments, without gradients. wanted: positions of those that get
-    gradients. call: from such tensors to the results, tensors only.
+    inputs: all tensors among its arguments, without gradients. wanted: positions of the inputs that
+    get gradients. call: takes such inputs and returns the results that are tensors.
     """
 
     inputs: list[torch.Tensor]
@@ -31,7 +31,7 @@ class Sample:
     call: Callable[..., Results]
 
     def gradients(self, *values: torch.Tensor) -> Results:
-        """Gradients of a weighted sum of the results; of nothing, if no result depends on them."""
+        """Gradients of a weighted sum of the results; none if no result depends on the inputs."""
         leaves = [v.detach().requires_grad_() if n in self.wanted else v for n, v in enumerate(values)]
         results = [r for r in self.call(*leaves) if r.requires_grad]
         if not results:
@@ -44,8 +44,8 @@ class Sample:
 def samples(op: Any, *, gradients: bool) -> Iterator[Sample]:
     """The float32 samples of an OpInfo."""
     torch.manual_seed(0)
-    # torch looks for a unittest.TestCase among all frames and their source files. That takes longer
-    # than most samples, and finds nothing here.
+    # torch looks for a unittest.TestCase in all frames and their source files. This search takes
+    # longer than most samples, and finds nothing here.
     with ExitStack() as patches:
         for module in ("common_utils", "opinfo.core"):
             name = f"torch.testing._internal.{module}.extract_test_fn"
@@ -72,8 +72,8 @@ def _sample(op: Any, sample: Any) -> Sample:
 
 
 def together(parts: Sequence[Sample], *, gradients: bool) -> tuple[Callable[..., Results], Results]:
-    """One function of the inputs of several samples, and these inputs: a trace costs more than a
-    run."""
+    """One function of the inputs of several samples, and these inputs. One trace for all is faster,
+    because a trace takes longer than a run."""
 
     def call(*values: torch.Tensor) -> Results:
         found: Results = []
@@ -105,7 +105,7 @@ class _Calls(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet, _, overload = primitives.overload(func).rpartition(".")
         if not packet.endswith("__"):
-            packet = packet.removesuffix("_")  # in place or not: they are one here
+            packet = packet.removesuffix("_")  # in-place operations count as the others
         self.names.add(f"{packet}.{overload}")
         return func(*args, **(kwargs or {}))
 

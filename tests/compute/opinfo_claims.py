@@ -1,4 +1,4 @@
-"""Which of torch's own samples (OpInfo, float32) the compiler claims, by OpInfo's names."""
+"""Lists which of torch's own samples (OpInfo, float32) must compile, by OpInfo's names."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Claim:
-    """The claims for an operation: all its samples, and their gradients where torch has any.
+    """The claims for an operation: its samples compile, and so do their gradients if torch has any.
 
-    refused: words of the error that some samples get instead; empty if none do. gradients: False
-    if none are claimed. no_gradient: as `refused`, for gradients. only_floats: positions may differ
-    from torch's where values are equal. float32: compared with torch in float32 alone, since the
-    operation itself asks for float32.
+    refused: words of the error that some samples get instead; empty if all samples compile.
+    gradients: False if no gradients are claimed. no_gradient: as `refused`, for gradients.
+    only_floats: True if positions may differ from torch's when values are equal. float32: True if
+    the results are compared only with torch's float32, because the operation requires float32.
     """
 
     refused: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ WHOLE = """
     sum sum_to_size t take_along_dim tan tanh tensordot tile topk trace transpose tril triu true_divide trunc
     unbind unflatten unfold unsafe_chunk unsqueeze var var_mean var_mean.unbiased vdot view where xlogy
 """
-"""All samples; their gradients too."""
+"""Operations of which all samples and their gradients are claimed."""
 
 FORWARD = """
     _chunk_cat all any arange argmax argmin argsort bmm.triton_optimized bool byte char count_nonzero digamma eq
@@ -68,7 +68,8 @@ FORWARD = """
     ne nn.functional.hardshrink nn.functional.interpolate.nearest nn.functional.pad.replicate
     nn.functional.softshrink ones scalar_tensor sgn take zeros
 """
-"""All samples; no gradients: torch has none, or one that isn't compiled."""
+"""Operations of which all samples are claimed, but no gradients: torch has none, or its gradient
+can't be compiled."""
 
 PARTS: dict[str, Claim] = {
     "__getitem__": Claim(
@@ -125,10 +126,10 @@ LATER = {
     "bmm.triton_optimized", "native_group_norm", "nn.functional.linear_cross_entropy",
     "nn.functional.linear_cross_entropy.chunked_none",
 }  # fmt: skip
-"""torch before 2.13 has no such samples yet."""
+"""Operations that have samples only from torch 2.13 on."""
 
 QUANTILES = {"nanquantile", "quantile"}
-"""Claimed for torch 2.13 alone: 2.9 looks at the values of the quantiles, and 2.15 computes with
+"""Claimed only for torch 2.13, because 2.9 reads the values of the quantiles, and 2.15 computes in
 float64."""
 
 
@@ -226,4 +227,4 @@ LEFT_OUT: dict[str, str] = {
     unbind_copy unfold_copy unsafe_split unsqueeze_copy var.unbiased view_as view_copy vsplit vstack zero_
     """,
 }
-"""Names by the reason."""
+"""{why operations aren't claimed: their names}."""

@@ -1,4 +1,4 @@
-"""Programs of the compiler, made by hand and at random, for tests of planning and running them."""
+"""Makes programs of the compiler, by hand and at random, for tests of planning and running them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def flipped(view: View) -> View:
 def momentum(shapes: list[tuple[int, ...]], *, block: bool = False) -> Program:
     """One step of gradient descent with momentum: m = 0.9 m + w - x, then w -= rate m.
 
-    Each weight has a loop of its own; or all are one block, which one loop updates.
+    Each weight has a loop of its own. With `block`, all weights are one block, which one loop
+    updates.
     """
     build = Builder()
     weights = build.leaves(*shapes) if block else [build.leaf(*shape) for shape in shapes]

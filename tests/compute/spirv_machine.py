@@ -1,7 +1,7 @@
-"""Runs the modules of generated kernels in numpy, all invocations of a dispatch in step.
+"""Runs the modules of generated kernels in numpy, with all invocations of a dispatch in lockstep.
 
-It needs no device, and it finds what a device hides: an index outside its buffer, two invocations
-that store to one element, shared memory that is read before it is written.
+It needs no device, and it finds errors that a device hides: an index outside its buffer, two
+invocations that store to the same element, shared memory that is read before it is written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ebmvk.compute.values import RAW
 Array = np.ndarray[Any, Any]
 CORE = {raw.number: raw for name, raw in RAW.items() if raw.kind == "core" and name != "UMulHigh"}
 EXTENDED = {raw.number: raw for raw in RAW.values() if raw.kind == "extended"}
-FLOAT_COMPARISONS = range(180, 192)  # in pairs: false for NaN, then true for it
+FLOAT_COMPARISONS = range(180, 192)  # in pairs: the first is false for NaN, the second true
 U_MUL_EXTENDED = RAW["UMulHigh"].number
 UNWRITTEN = 0xFFC0BEEF
 
@@ -100,7 +100,7 @@ class Machine:
             self._blocks(blocks, self.functions[self.main]["first"], None, np.ones(self.lanes, bool), None)
 
     def _blocks(self, blocks: Any, label: int, stop: int | None, mask: Array, before: int | None) -> int | None:
-        """From a block on until `stop`; the result is the block before it."""
+        """Runs from a block on until `stop`. Returns the last block before `stop`."""
         while label != stop:
             merge, loop = None, None
             for op, a in blocks[label]:
@@ -197,7 +197,7 @@ class Machine:
     # --------------------------------------------------------------------------------- memory
 
     def _place(self, pointer: tuple[int, Any], mask: Array) -> tuple[Array, Any]:
-        """An array and indices of the active lanes in it."""
+        """The array of a pointer, and the indices of the active lanes in it."""
         kind, what = self.variables[pointer[0]]
         index = np.broadcast_to(pointer[1], (self.lanes,)).astype(np.int64)[mask]
         array = self.buffers[what] if kind == "buffer" else what

@@ -76,7 +76,7 @@ def zeros_like(parameters: dict[str, torch.Tensor]) -> dict[str, Any]:
 def training_step(model: nn.Module, loss_of: Any, frozen: Any = ()) -> Any:
     """(parameters, state, batch, scalars) -> (parameters, state, record), by AdamW.
 
-    frozen: names of parameters that stay as they are; they have no moments.
+    frozen: names of parameters that don't change; they have no moments.
     """
 
     def step(parameters: Any, state: Any, batch: Any, scalars: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Steps that run one after another with one wait: passes of a small regression, then an update."""
+"""Tests chains of steps, with one wait: passes of a small regression, then an update."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ebmvk.engine.recording import Recorder
 from ebmvk.errors import ArgumentError, DeviceError
 
 SHAPES = {"a": (3, 4), "b": (4,), "c": (4, 2)}
-CLOSE = 1e-6  # relative L2: sums in another order
+CLOSE = 1e-6  # relative L2 error: sums are taken in another order
 
 
 def gradients(parameters: Any, batch: Any) -> Any:
@@ -82,7 +82,7 @@ def chain(request: pytest.FixtureRequest) -> Chain:
 
 @pytest.mark.parametrize("passes", [1, 3, 12])
 def test_any_number_of_passes_is_one_step_over_the_whole_batch(chain: Chain, passes: int) -> None:
-    """The sums are NaN before the first step, and those of a step must not stay in the next."""
+    """The sums are NaN before the first step, and a step's sums must not enter the next step."""
     chain.start(*start())
     for number in range(3):
         records, _ = chain.run(calls(passes, number))
@@ -107,7 +107,8 @@ def test_a_step_is_compiled_once_however_often_it_is_called(chain: Chain) -> Non
 
 
 def test_sums_can_be_taken_and_given_between_two_waits(chain: Chain) -> None:
-    """So processes share a step: what is added up elsewhere comes back before the update."""
+    """Processes share a step in this way: the sums over all processes are given back before the
+    update."""
     chain.start(*start())
     both = calls(2)
     chain.prepare(both)
@@ -139,7 +140,7 @@ def test_misuse_is_refused(recorder: Recorder) -> None:
 
 
 def test_a_failed_run_loses_only_what_it_changes(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pass changes the sums; weights and momenta can still be read."""
+    """A pass changes only the sums, so weights and momenta can still be read after a failure."""
     if chain.steps["pass"].backend == "reference":
         pytest.skip("numpy doesn't fail")
     chain.start(*start())

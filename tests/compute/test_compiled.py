@@ -1,4 +1,4 @@
-"""Compiled programs on the device: the oracle's results, state that stays there, and what fails."""
+"""Tests compiled programs on the device: results as in the oracle, state that stays, failures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from ebmvk.errors import ArgumentError, DeviceError, DeviceLost, OutOfMemory
 
 HOST_MEMORY, LOST = -1, -4  # VkResult
 TOLERANCE = 1e-5
-"""Relative to the largest value of a result: sums of at most 7 terms, a chain of some roundings."""
+"""Relative to the largest value of a result. Sums have at most 7 terms, so a value is rounded only
+a few times."""
 
 
 def prepared(compiled: Compiled, leaves: list[Array]) -> dict[int, Array]:
@@ -95,7 +96,7 @@ def test_a_run_is_one_submission_and_moves_only_what_is_fed_and_fetched(recorder
         assert (ran.submissions, ran.dispatches) == (1, 1)
         assert ran.bytes_up == compiled.plan.nbytes["fed"] == 2 * recorder.alignment
         assert ran.bytes_down == compiled.plan.nbytes["results"] == 2 * recorder.alignment
-    assert compiled.plan.dispatches == 1, "none of the loops needs another one"
+    assert compiled.plan.dispatches == 1, "no loop needs another loop"
 
 
 def test_planned_bytes_are_allocated_bytes(recorder: Recorder) -> None:
@@ -110,7 +111,8 @@ def test_planned_bytes_are_allocated_bytes(recorder: Recorder) -> None:
 
 
 def test_programs_of_other_shapes_share_their_state(recorder: Recorder) -> None:
-    """Training on 5 rows, then on 2, then a look at the weights: as if it were one program."""
+    """Training on 5 rows, training on 2 rows, and reading the weights give the results of a single
+    program."""
 
     def train(rows: int) -> Program:
         build = Builder()
@@ -158,7 +160,7 @@ def test_single_arguments_of_a_block_and_blocks_of_the_same_order_share_it(recor
         Compiled(recorder, momentum([(70,), (3, 5)], block=True), names=["b", "a", *names[2:]], state=state)
 
 
-def test_whole_numbers_and_truth_values_on_the_way(recorder: Recorder) -> None:
+def test_whole_numbers_and_bools_reach_the_device_and_return(recorder: Recorder) -> None:
     from ebmvk.compute.ir import Tensor
 
     program = Program()
@@ -256,7 +258,7 @@ def test_out_of_memory_names_the_planned_bytes_and_frees_everything() -> None:
     small(recorder)
 
 
-def test_programs_are_compiled_once_and_the_oldest_goes() -> None:
+def test_programs_are_compiled_once_and_the_oldest_is_dropped() -> None:
     recorder = Recorder(open_vulkan())
     cache, made = Cache(most=2), []
 
@@ -282,7 +284,7 @@ def test_other_programs_make_room_for_one_that_does_not_fit() -> None:
 
 
 def test_results_without_elements(recorder: Recorder) -> None:
-    """No node writes them, and the others are right."""
+    """No node writes these results, and the other results are right."""
     x = torch.zeros(0, 3)
     program = lower(graph_of(lambda x: [x * 2, x.sum(0) + 1], [x]))
     nothing, sums = Compiled(recorder, program).run({0: x.numpy()}).outputs.values()

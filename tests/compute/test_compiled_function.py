@@ -14,7 +14,7 @@ from ebmvk.engine.recording import Recorder
 from ebmvk.errors import ArgumentError
 
 SHAPES = {"first.weight": (7, 5), "first.bias": (7,), "second.weight": (3, 7), "second.bias": (3,)}
-"""No size is a multiple of anything that a device asks for."""
+"""Sizes that aren't multiples of any size that a device requires."""
 Step = tuple[CompiledStep, Any]
 
 
@@ -45,13 +45,13 @@ def inputs_of(seed: int, rows: int = 6) -> Any:
 
 
 def check(found: Any, parameters: Any, inputs: Any) -> None:
-    """Against float64."""
+    """Compares results with float64."""
     wide = [{name: value.double() for name, value in tree.items()} for tree in (parameters, inputs)]
     wanted = predicted(*wide)
     assert set(found) == set(wanted)
     for name, value in wanted.items():
         assert found[name].dtype == torch.float32
-        # Sums of up to 7 products of numbers up to about 3, twice.
+        # Two sums in a row, each of up to 7 products of numbers up to about 3.
         assert (found[name] - value).abs().max() <= 1e-5
 
 
@@ -63,7 +63,7 @@ def step(request: pytest.FixtureRequest) -> Step:
 
 @pytest.fixture(scope="module")
 def forward(step: Step) -> CompiledFunction:
-    """Its program is made before the step has run."""
+    """A function whose program is made before the step has run."""
     compiled, arguments = step
     compiled.start(*arguments[:2])
     compiled.ready(*arguments[2:])
@@ -73,7 +73,8 @@ def forward(step: Step) -> CompiledFunction:
 
 
 def test_a_function_reads_the_parameters_as_a_step_left_them(step: Step, forward: CompiledFunction) -> None:
-    """After a start, after steps, and after another start; only inputs go up."""
+    """The function does so after a start, after steps, and after another start. Only its inputs are
+    uploaded."""
     compiled, arguments = step
     for number, steps in enumerate((0, 1, 2, 0)):
         if number != 2:
@@ -86,7 +87,7 @@ def test_a_function_reads_the_parameters_as_a_step_left_them(step: Step, forward
         assert forward.cpu_ops == 0
         if forward.ran is not None:
             assert forward.ran.submissions == 1
-            assert 120 <= forward.ran.bytes_up <= 256  # of x, aligned
+            assert 120 <= forward.ran.bytes_up <= 256  # the aligned size of x
 
 
 def test_a_step_is_not_changed_by_a_function_that_reads_its_parameters(step: Step, forward: CompiledFunction) -> None:
@@ -110,7 +111,7 @@ def test_a_function_has_no_memory_of_its_own_for_parameters(step: Step, forward:
 
 
 def test_a_function_alone_keeps_its_parameters(recorder: Recorder) -> None:
-    """Two shapes share them; `start` replaces them."""
+    """Programs of two shapes share the parameters, and `start` replaces them."""
 
     def double(parameters: Any, inputs: Any) -> Any:
         return parameters["a"] * 2 + inputs
@@ -135,7 +136,7 @@ def test_parameters_may_be_more_than_a_function_uses(step: Step, forward: Compil
         made.run({"x": torch.zeros(3), "y": torch.zeros(2)})
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_misuse_of_a_function_is_refused() -> None:
     compiled = compile_step(lambda *trees: (trees[0], trees[1], {}), backend="reference")
     shared = compile_function(predicted, of=compiled)
     with pytest.raises(ArgumentError, match="the step has no program yet"):

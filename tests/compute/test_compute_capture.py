@@ -1,4 +1,4 @@
-"""Capture: what it refuses, what it keeps, and that its graphs don't depend on the process."""
+"""Tests capture: the steps that it refuses, and its graphs, which don't depend on the process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LOOKS = {
 
 
 @pytest.mark.parametrize("look", sorted(LOOKS))
-def test_looks_at_values_are_refused_with_the_line(look):
+def test_steps_that_read_values_are_refused_with_their_line(look):
     with pytest.raises(UnsupportedOperation, match="looks at the values") as error:
         capture(lambda x: [LOOKS[look](x)], [torch.tensor([1.0, 2.0, 0.0])])
     assert Path(__file__).name in error.value.what
@@ -79,7 +79,7 @@ def knows_an_earlier_batch(x, memory):
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("impure", [counts, takes_turns, draws, knows_an_earlier_batch])
 def test_a_step_that_is_not_pure_disagrees_with_its_graph(impure, large, monkeypatch):
-    """On one other batch already, which is what a large graph gets."""
+    """One other batch, which is all that a large graph gets, is enough to find this."""
     if large:
         monkeypatch.setattr(replay, "LARGE", 0)
     memory = []
@@ -99,7 +99,7 @@ def test_a_large_graph_runs_on_one_other_batch(elements, batches):
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_cached_constants_neither_enter_a_graph_nor_stay_behind(frozen):
-    """Nor those of functions that garbage collections no longer look at."""
+    """This includes constants of functions that the garbage collector skips (gc.freeze)."""
 
     @functools.lru_cache
     def table(n):
@@ -142,7 +142,7 @@ class Square(torch.autograd.Function):
 
 @pytest.mark.parametrize("twice", [False, True])
 def test_operations_of_gradients_name_the_line_whose_gradient_they_are(twice):
-    """Also those of autograd functions, and those of a gradient of a gradient."""
+    """Operations of autograd functions and of a gradient of a gradient do so too."""
 
     def step(w, x):
         w = w.detach().requires_grad_()
@@ -168,8 +168,8 @@ def test_operations_of_gradients_name_the_line_whose_gradient_they_are(twice):
 
 
 def test_a_process_that_has_traced_can_fork_and_train():
-    """In a fresh process, as autograd decides at its first pass. It failed with builds of torch
-    for CUDA."""
+    """This needs a fresh process, because autograd starts its threads at its first pass. It once
+    failed with builds of torch for CUDA."""
     program = (
         "import os, torch; from ebmvk.compute.capture import capture\n"
         "def step(w):\n"

@@ -1,4 +1,4 @@
-"""Whole training steps, ours and other people's, equal torch's."""
+"""Tests that whole compiled training steps, of this package and of others, equal torch's."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def test_a_step_with_adamw_equals_torch_at_perturbed_weights(name):
     expected = [value.detach().numpy() for value in flat(*leaves)]
     exact = oracle.run(plain, arrays)
     for got, want, double in zip(oracle.run(fused, arrays), expected, exact, strict=True):
-        # The same formulas in float64, so only the order of sums may differ.
+        # Both use the same formulas in float64, so only the order of sums may differ.
         np.testing.assert_allclose(got, double, rtol=1e-9, atol=1e-12)
-        # torch computes in float32: some hundred roundings of weights near 1.
+        # torch computes in float32, with some hundred roundings of weights near 1.
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
 
 
@@ -92,7 +92,8 @@ def test_compile_step_trains_like_the_step_itself(nanogpt):
         assert float(record["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-5)
     got, moments = compiled.read()
     for name in parameters:
-        # Where a gradient is about 0, AdamW divides one rounding error by another: lr a step.
+        # If a gradient is about 0, AdamW divides one rounding error by another, so a weight may be
+        # off by lr per step.
         torch.testing.assert_close(got[name], parameters[name], rtol=0, atol=2e-3)
         torch.testing.assert_close(moments["m"][name], state["m"][name], rtol=1e-3, atol=1e-6)
     assert len(counts) == 1, "all steps ran one program"
@@ -102,7 +103,7 @@ def test_fused_nanogpt_needs_few_dispatches(nanogpt):
     compiled, _, arguments = nanogpt
     program = compiled.compile(*arguments).program
     calls = [node.name for node in program.nodes if isinstance(node, Call)]
-    # 6 products a layer and the head, each with two in backward.
+    # There are 6 products per layer, and the head; each has two more in the backward pass.
     assert calls.count("matmul") == 3 * (6 + 1)
     assert len(program.nodes) <= 45
 

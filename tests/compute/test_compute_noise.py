@@ -1,4 +1,4 @@
-"""Random numbers on the device are those of engine/philox.py."""
+"""Tests that random numbers on the device equal those of engine/philox.py."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ ROWS = [[0, 1, 2], [7, 7, 3, 2**31 - 1], []]
 def test_normals_of_a_device_are_those_of_philox(
     rows: list[int], d: int, seed: int, step: int, recorder: Recorder
 ) -> None:
-    """Against float64, from the same uniforms in float32: angles of up to 2 pi have an error of
-    2 pi 2^-24, radii are at most 6.8, and each function has some units in the last place."""
+    """The oracle is float64, from the same float32 uniforms. Angles of up to 2 pi have an error of
+    2 pi 2^-24, radii are at most 6.8, and each function has an error of a few ULP."""
     words, chosen = words_of(seed, step, 0), torch.tensor(rows, dtype=torch.int64)
     u = to_uniform(philox.words(seed, torch.tensor(step), chosen, -(-d // 4), philox.STREAM_NORMALS), torch.float32)
     exact = philox.box_muller(u.double())[:, :d]

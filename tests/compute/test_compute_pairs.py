@@ -1,4 +1,4 @@
-"""float64 inside a step, on devices that have none: pairs of float32 that carry its digits."""
+"""Tests float64 inside a step, on devices without float64: pairs of float32 keep its digits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ebmvk.errors import UnsupportedOperation
 
 
 def covariance(x: Tensor) -> Tensor:
-    """Columns that nearly cancel: float32 would keep one digit of the difference."""
+    """A covariance whose columns nearly cancel: float32 would keep one digit of the difference."""
     x = x.double()
     mean = x.mean(0)
     return x.T @ x / len(x) - mean[:, None] * mean
@@ -47,8 +47,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     function.__name__: function for function in (covariance, scaled, gradient, counted)
 }
 CASES = {"covariance": 1e-12, "scaled": 1e-7, "gradient": 1e-7, "counted": 1e-13}
-"""Errors of pairs, which have 48 bits: 4e-15 of sums of products near 9, which the differences of
-`scaled` divide by 1e-4; float32 would be 5,000 times as far off. `gradient` ends in float32."""
+"""Allowed errors of pairs, which have 48 bits. Sums of products near 9 have errors of 4e-15, which
+the differences in `scaled` divide by 1e-4. float32 would be 5,000 times as far off. `gradient` ends
+in float32."""
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ CASES = {"covariance": 1e-12, "scaled": 1e-7, "gradient": 1e-7, "counted": 1e-13
     ],
 )
 def test_a_graph_of_pairs_has_the_digits_of_float64(name: str, rows: int) -> None:
-    """Without rounding at the end: the value minus its float32, as a float32, is the low part."""
+    """The results aren't rounded at the end: the low part is the value minus its float32 value."""
     torch.manual_seed(rows)
     x = 3 + 0.01 * torch.randn(max(rows, 4) if name == "counted" else rows, 3)
 
@@ -95,8 +96,8 @@ RULES: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_pairs_lie_in_memory_like_what_they_replace(rule: str, layout: str) -> None:
-    """What follows was traced with the strides of float64: a view of it is possible or not by them,
-    and as_strided counts elements in memory."""
+    """Later operations were traced with the strides of float64. The strides decide whether a view
+    is possible, and as_strided counts elements in memory."""
 
     def called(x: Tensor) -> list[Tensor]:
         wide = RULES[rule](LAYOUTS[layout](x).double())
@@ -117,7 +118,7 @@ def test_pairs_lie_in_memory_like_what_they_replace(rule: str, layout: str) -> N
 
 
 def narrow_is_in_rows(results: list[Tensor]) -> bool:
-    """True if the elements in memory are in the order of rows: as_strided needs it on a device."""
+    """True if the elements lie in memory in row-major order, which as_strided needs on a device."""
     return len(results) < 3 or torch.equal(results[1], results[2])
 
 
@@ -134,7 +135,7 @@ def test_what_has_no_pairs_is_refused_by_name() -> None:
 
 
 def test_constants_stay_in_float64() -> None:
-    """The host computes what depends on no argument."""
+    """The host computes the nodes that don't depend on an argument."""
     captured = graph_of(lambda x: [x * torch.arange(5, dtype=torch.float64).cos().float()], [torch.rand(5)])
     assert [
         node for node in captured.graph.graph.nodes if getattr(node.meta.get("val"), "dtype", None) == torch.float64

@@ -1,6 +1,7 @@
-"""Operations of torch, lowered and run by the oracle in float64, equal torch's own in float64.
+"""Tests that torch's operations, lowered and run by the oracle in float64, equal torch in float64.
 
-Each case is one function of many results over odd shapes, as a trace costs more than a run.
+Each case is one function with many results over odd shapes, because a trace takes longer than a
+run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ SHAPES = ((), (7,), (2, 1, 9), (0, 3))
 
 
 def check(function, inputs, *, tolerance=1e-9):
-    """The lowered function, plain and fused, against torch; infinities and NaN must agree."""
+    """Compares the lowered function, plain and fused, with torch. Infinities and NaN must agree."""
     program = lower(graph_of(function, inputs))
     arrays = [value.double().numpy() if value.is_floating_point() else value.numpy() for value in inputs]
     expected = function(*(value.double() if value.is_floating_point() else value for value in inputs))
@@ -35,7 +36,7 @@ def check(function, inputs, *, tolerance=1e-9):
 
 
 def gradients(function, inputs, *, tolerance=1e-9):
-    """The function's results and the gradients of a weighted sum of them."""
+    """Checks the function's results and the gradients of a weighted sum of them."""
 
     def both(*values):
         leaves = [value.detach().requires_grad_() if value.is_floating_point() else value for value in values]
@@ -173,7 +174,7 @@ def test_reductions_along_any_axes():
     check(function, [normal(3, 4, 5), normal(0, 2)])
 
 
-def test_reductions_of_one_number_join_no_longer_rows():
+def test_reductions_of_one_number_are_not_joined_with_longer_rows():
     def function(x, y, w):
         loss = F.cross_entropy(x, y, w, reduction="sum")  # a sum of one number, from sums over eight
         return [loss, torch.amax(x, 0).sum().prod(), *torch.logsumexp(x, 0).max(0), x.sum().mean()]
@@ -216,7 +217,7 @@ def test_made_numbers():
             torch.arange(n, dtype=torch.float64).cos().float() * x,
         ]  # fmt: skip
 
-    # torch makes the last two results' constants in float32 or in float64 as the step says.
+    # torch makes the constants of the last two results in float32 or float64, as the step asks.
     check(function, [normal(6)], tolerance=1e-6)
 
 
@@ -243,12 +244,12 @@ def test_reading_and_writing_at_indices():
 
 
 def test_sums_of_one_row_with_and_without_an_axis_of_one_element():
-    """They can be one loop; both take as many terms."""
+    """They can be one loop, because both have the same number of terms."""
     check(lambda x, y: [(x * 2).sum(), (x * y).sum(1)], [normal(1, 9), normal(1, 9, seed=1)])
 
 
 def test_writing_into_a_tensor_of_no_axes():
-    """Indices and sources may have no axes either, or one."""
+    """Indices and sources may have no axes or one axis."""
 
     def function(x, y, i, several):
         return [

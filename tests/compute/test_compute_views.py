@@ -1,4 +1,4 @@
-"""Strided views composed, expressions folded, and the search for the first wrong node."""
+"""Tests composed strided views, folded expressions, and the search for the first wrong node."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def addresses(view):
 
 @st.composite
 def stored_and_read(draw):
-    """What a loop stores (a permuted dense tensor), and a strided look at that tensor."""
+    """A view that a loop stores to (a permuted dense tensor), and a strided view that reads it."""
     sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
     order = draw(st.permutations(range(len(sizes))))
     tensor = Tensor(0, tuple(sizes[a] for a in order), "float32")
@@ -104,7 +104,7 @@ def test_the_first_wrong_node_is_named_with_its_line():
             oracle.run(program, leaves, np.float32, keep=values)
             if wrong == 1:
                 values[1][5] += 0.5
-                values[2] = (values[1].reshape(4, 4) @ x).ravel()  # right, for what it was given
+                values[2] = (values[1].reshape(4, 4) @ x).ravel()  # right for the given inputs
             elif wrong == 2:
                 values[2][7] = np.nan
             return values

@@ -1,5 +1,4 @@
-"""Loops over a product's results that run where the product stores them: the bits are those of two
-dispatches."""
+"""Tests loops that run where a product stores its results: they give the bits of two dispatches."""
 
 from __future__ import annotations
 
@@ -79,7 +78,7 @@ def check(
     values: dict[int, Array],
     limits: Limits,
 ) -> list[Array]:
-    """The results in one dispatch, which are those of two."""
+    """The results of one dispatch, after checking that two dispatches give the same results."""
     found, compiled = run(recorder, program, values, limits)
     assert [type(step.node) for step in compiled.plan.steps] == [Finished]
     for step in compiled.plan.steps[0].lowered.steps:
@@ -109,7 +108,7 @@ DEVICES: dict[str, dict[str, Any]] = {
 def test_a_function_of_a_product_has_the_bits_of_two_dispatches(
     recorder: Recorder, limits: Limits, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Forward: the product is kept. Backward: only its product with another tensor is."""
+    """Forward, the product is kept. Backward, only its product with another tensor is kept."""
     limits = replace(limits, **DEVICES[name])
     pair = Pair(13, 17, 11, batch=2)
     to = [pair.fresh(n) for n in range(2)]
@@ -204,10 +203,10 @@ def test_a_loop_joins_only_where_order_and_memory_allow(limits: Limits) -> None:
     pair = Pair(4, 3, 4)
     to, other = pair.fresh(0).view(), pair.fresh(1).view()
     loop = Loop(pair.shape, 0, (Store(to, expr.op("add", pair.x, pair.y)),))
-    # What the loop reads is written between the two, from the product itself.
+    # A node between the two reads the product and writes what the loop reads.
     between = Call("scan_sum", (pair.product.view(),), (pair.beside.view(),))
     assert alone(limits, pair, between, loop)
-    # It doesn't need the product: the product moves behind it.
+    # A node between the two doesn't need the product, so the product moves behind this node.
     writer = Call("scan_sum", (other,), (pair.beside.view(),))
     moved = finished([pair.call, writer, loop], {to.tensor.id}, limits)
     assert [type(node) for node in moved] == [Call, Finished]
@@ -256,7 +255,7 @@ def test_a_kernel_that_stores_twice_takes_no_other_code(limits: Limits) -> None:
 
 
 def test_the_shipped_products_store_once(extension: None) -> None:
-    """The compiled shader may never write a result in two places."""
+    """A compiled shader must not write results with two instructions."""
     from ebmvk.compute.finish import JOINABLE, LANES, RESULT
     from ebmvk.engine.recording import shipped
 

@@ -1,4 +1,4 @@
-"""Models that this compiler wasn't written for train on a Vulkan device as in torch."""
+"""Tests that models that this compiler wasn't written for train on a Vulkan device as in torch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ebmvk.engine.recording import Recorder
 from ebmvk.errors import ArgumentError, UnsupportedOperation
 
 LENGTH = 16
-CLOSE = 1e-5  # nats: float32 has 2e-7 of a loss of 3, and steps add up
+CLOSE = 1e-5  # nats: float32 rounds a loss of 3 by 2e-7, and errors of several steps add up
 WORDS = len(foreign.LETTERS)
 TRANSFORMERS = {"gpt2": foreign.gpt2, "llama": foreign.llama}
 FROZEN = {"gpt2": ("transformer.wte", "mlp.c_fc", "ln_1"), "llama": ("embed_tokens", "mlp.up_proj", "input_layernorm")}
-"""Parts of the names of weights that stay as they are: the embedding (GPT-2's head is the same
-tensor), products and norms."""
+"""Parts of the names of frozen weights: the embedding (GPT-2's head is the same tensor), products
+and norms."""
 
 
 def trained(
@@ -32,9 +32,9 @@ def trained(
     frozen: Any = (),
     check: bool = False,
 ) -> tuple[list[float], list[float]]:
-    """Losses of the device and of torch, both in float32 and from the same start. Weights that are
-    frozen must keep their bits. check: whether the graph is compared with the step, too, as it is
-    by default; test_compute_capture.py has that."""
+    """Losses of the device and of torch, both in float32 and from the same start. Frozen weights
+    must keep their bits. check: whether the graph is also compared with the step, which
+    test_compute_capture.py tests."""
     names = {name for name, _ in model.named_parameters() if any(part in name for part in frozen)}
     step = steps.training_step(model, loss, names)
     parameters = {name: value.detach() for name, value in model.named_parameters()}

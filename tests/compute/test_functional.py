@@ -1,4 +1,4 @@
-"""Steps that change tensors in place, and operations that are taken apart once, equal torch."""
+"""Tests that steps with in-place changes, and operations that are taken apart once, equal torch."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ SEEN = [view_read_after, view_changed]
 
 @pytest.mark.parametrize("step", [*WHOLE, *SEEN], ids=lambda step: step.__name__)
 def test_graphs_without_changes_equal_the_step(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On other arguments than those of the trace, changed arguments included. Only changes that
-    views see need a trace of the whole graph."""
+    """Results and changed arguments are equal, also for arguments other than the trace's. Only
+    changes that are visible through views need a trace of the whole graph."""
     made: list[bool] = []
     one_by_one = functional.functional
 
@@ -93,7 +93,7 @@ def test_graphs_without_changes_equal_the_step(step: Step, monkeypatch: pytest.M
     given, expected_from = (x.clone(), y.clone()), (x.clone(), y.clone())
     expected = step(*expected_from)
     for got, want in zip([*graph(*given), *given], [*expected, *expected_from], strict=True):
-        # The same formulas but for those of gelu, silu and the pairs of float32.
+        # The formulas are the same, except for gelu, silu and the pairs of float32.
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     changes = [node for node in graph.graph.nodes if node.op == "call_function" and "copy_" in str(node.target)]
     assert len(changes) == (step is argument)

@@ -1,4 +1,4 @@
-"""The functions of float32 that kernels use are accurate, in numpy and on the device."""
+"""Tests that the kernels' functions of float32 are accurate, in numpy and on the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ebmvk.compute.math import graph_of
 from ebmvk.compute.oracle_ops import MEANING
 from ebmvk.compute.values import interpret
 
-BOUND = 4.0  # ULP, the specification's
+BOUND = 4.0  # ULP, as specified
 SPECIAL = np.float32(
     [0, -0.0, 1, -1, 0.5, -0.5, 2, -2, 3, -3, 1.5, -2.5, 88.72, 88.73, -87.3, -104, 200, -200, np.pi / 2, 1e10, 2**24,
      2**23 + 1, 1e38, -1e38, 3.4e38, 1.2e-38, 1e-30, -1e-30, np.inf, -np.inf, np.nan]
@@ -34,7 +34,7 @@ PAIRS = ("atan2", "pow", "fmod", "remainder", "div")
 
 
 def patterns(rng: np.random.Generator, n: int) -> Array:
-    """Random bits: every exponent, denormals, infinities and NaN."""
+    """Floats of random bits, with all exponents, denormals, infinities and NaN."""
     return rng.integers(0, 2**32, n, dtype=np.uint64).astype(np.uint32).view(np.float32)
 
 
@@ -61,7 +61,7 @@ def _arguments(name: str, n: int, rng: np.random.Generator) -> tuple[Array, ...]
 def exact(name: str, *columns: Array) -> Array:
     wide = [column.astype(np.float64) for column in columns]
     with np.errstate(all="ignore"):
-        if name == "remainder":  # numpy says NaN for a finite number and infinity; torch follows Python
+        if name == "remainder":  # numpy returns NaN for (finite number, infinity); torch follows Python
             a, b = wide
             other = np.where((a != 0) & (np.signbit(a) != np.signbit(b)), b, a)
             return np.where(np.isinf(b) & np.isfinite(a), other, np.remainder(a, b))
@@ -100,7 +100,8 @@ def test_functions_are_within_four_ulp_on_the_device(name: str, vulkan: Device) 
 
 @pytest.mark.parametrize("name", ["lgamma", "digamma"])
 def test_gamma_functions_below_zero_are_exact_relative_to_their_terms(name: str) -> None:
-    """By reflection: at most 4 ULP of the sizes of both terms, and of 1, as 1 - x is rounded."""
+    """They use reflection. The error is at most 4 ULP of the sizes of both terms and of 1, because
+    1 - x is rounded."""
     x = -np.abs(arguments(name, 40_000)[0])
     x = x[(x > -1e5) & (x != np.rint(x)) & (np.abs(x) > 1e-30)]
     result, want = run(name, x, fused=True), exact(name, x)
@@ -125,7 +126,7 @@ def test_signs_of_zero_survive() -> None:
 
 @pytest.mark.parametrize("name", [*RANGES, *PAIRS])
 def test_drivers_may_assume_that_no_float_is_nan(name: str) -> None:
-    """With each comparison replaced by the one that differs for NaN, all results stay the same."""
+    """If each comparison is replaced by the comparison that differs for NaN, no result changes."""
     columns = np.meshgrid(SPECIAL, SPECIAL) if name in PAIRS else [SPECIAL]
     inputs = [tensor(column.size) for column in columns]
     out, loop = pointwise(op(name, *(Load(x.view()) for x in inputs)), (columns[0].size,))

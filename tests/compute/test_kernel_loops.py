@@ -1,4 +1,4 @@
-"""Generated kernels compute what the oracle says, over odd shapes, layouts and limits."""
+"""Tests that generated kernels agree with the oracle, over odd shapes, layouts and limits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ebmvk.engine.recording import POISON
 from ebmvk.errors import ArgumentError
 
 FEW_GROUPS = dataclasses.replace(LEAST, groups=3, groups_yz=4000)
-"""Like LEAST, but a dispatch must spread over y at once."""
+"""Like LEAST, but with so few workgroups in x that even small dispatches use y."""
 
 
 def number(value: float) -> Const:
@@ -56,8 +56,8 @@ def values_of(*tensors: Tensor, seed: int = 0) -> dict[Tensor, Array]:
 
 
 def check(device: Numpy, loop: Loop, values: dict[Tensor, Array], folder: Path | None = None, **options: Any) -> Any:  # noqa: F811
-    """Runs a loop and compares each tensor: floats with an error of at most 8 times that of the
-    same program in numpy float32, or 2e-6 of the tensor's largest number (16 roundings)."""
+    """Runs a loop and compares each tensor. The error of floats may be 8 times the error of numpy
+    float32 on the same program, or 2e-6 of the tensor's largest number (16 roundings)."""
     outcome = device.run(loop, values, **options)
     exact, single = expected(loop, values), expected(loop, values, np.float32)
     for t, got in outcome.values.items():
@@ -80,7 +80,7 @@ def check(device: Numpy, loop: Loop, values: dict[Tensor, Array], folder: Path |
 
 
 def strided(rng: np.random.Generator, shape: tuple[int, ...]) -> View:
-    """A view of a new tensor, permuted, with gaps, an offset and repeated axes at random."""
+    """A view of a new tensor: permuted, with random gaps, a random offset and repeated axes."""
     order = rng.permutation(len(shape))
     strides, step = [0] * len(shape), int(rng.integers(1, 3))
     for axis in order:
@@ -94,7 +94,8 @@ def strided(rng: np.random.Generator, shape: tuple[int, ...]) -> View:
 
 
 def random_expression(rng: np.random.Generator, shape: tuple[int, ...], reduced: int, steps: int) -> list[Expr]:
-    """Values of different depth; with reduced axes some are reductions, and reductions of those."""
+    """Values of different depth. If there are reduced axes, some are reductions, and some are
+    reductions of reductions."""
     pool: list[Expr] = [Load(strided(rng, shape)) for _ in range(int(rng.integers(1, 4)))]
     pool.append(op("mul", op("cast", Axis(int(rng.integers(len(shape))))), number(0.05)))
     for _ in range(steps):
@@ -145,7 +146,7 @@ LAYOUTS = ["rows", "columns"]
 
 
 def laid_out(shape: tuple[int, ...], reduced: int, layout: str, dtype: DType = "float32") -> View:
-    """A dense tensor whose last or first axes are the reduced ones."""
+    """A dense tensor whose last or first axes are the reduced axes."""
     if layout == "rows":
         return tensor(*shape, dtype=dtype).view()
     cut = len(shape) - reduced
@@ -159,7 +160,7 @@ def laid_out(shape: tuple[int, ...], reduced: int, layout: str, dtype: DType = "
     ("shape", "reduced"), [*SHAPES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
 )
 def test_sums_and_extremes(shape: tuple[int, ...], reduced: int, layout: str, device: Numpy, tmp_path: Path) -> None:  # noqa: F811
-    """All kinds in one kernel."""
+    """All kinds of reductions are in one kernel."""
     x = laid_out(shape, reduced, layout)
     parallel = shape[: len(shape) - reduced]
     kinds = ["sum"] if 0 in shape else ["sum", "max", "min", "argmax", "argmin"]
@@ -212,7 +213,7 @@ def test_the_first_of_equal_extremes_wins_and_nan_counts_as_one(n: int, device: 
     ("rows", "length", "layout"), [(1, 1_000_003, "rows"), (3, 200_001, "rows"), (70, 20_011, "columns")]
 )
 def test_long_rows_are_shared_by_workgroups(rows: int, length: int, layout: str, device: Numpy) -> None:  # noqa: F811
-    """Error of a sum of n terms: 4·sqrt(n)·2^-24 of the sum of sizes."""
+    """A sum of n terms may have an error of 4·sqrt(n)·2^-24 times the sum of the terms' sizes."""
     x = laid_out((rows, length), 1, layout)
     out, norm = tensor(rows), tensor(rows)
     load = Load(x)
@@ -252,7 +253,7 @@ def test_softmax(rows: int, length: int, device: Numpy, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("rows", "length"), [(3, 5), (70, 128), (7, 769), (5, 3000)])
 def test_layer_norm_in_place(rows: int, length: int, device: Numpy) -> None:  # noqa: F811
-    """Three stages, weights along the row, and the result where the input was."""
+    """The loop has three stages and weights along the row, and overwrites its input."""
     x, weight, bias, mean = tensor(rows, length), tensor(length), tensor(length), tensor(rows)
     load = Load(x.view())
     scale = number(1 / length)
@@ -267,7 +268,7 @@ def test_layer_norm_in_place(rows: int, length: int, device: Numpy) -> None:  # 
 
 
 def test_column_sums_into_parts_of_one_block(device: Numpy) -> None:  # noqa: F811
-    """Several stores into one tensor at offsets, and elements between them stay as they were."""
+    """Several stores go to one tensor at offsets, and the elements between them don't change."""
     x, y, block = tensor(20, 6, 48), tensor(20, 6, 48), tensor(200)
     turned = [view(t, (48, 20, 6), (1, 288, 48)) for t in (x, y)]
     stores = tuple(
@@ -289,7 +290,7 @@ def test_column_sums_into_parts_of_one_block(device: Numpy) -> None:  # noqa: F8
 @pytest.mark.parametrize("n", [1, 127, 128, 129, 5000, 600_001])
 @pytest.mark.parametrize("limits", [None, FEW_GROUPS])
 def test_every_point_is_computed_once(n: int, limits: Any, device: Numpy) -> None:  # noqa: F811
-    """x += 1 in place, over any number of workgroups."""
+    """x += 1 is computed in place, over any number of workgroups."""
     x = tensor(n)
     loop = Loop((n,), 0, (Store(x.view(), op("add", Load(x.view()), number(1.0))),))
     values = values_of(x)
@@ -342,7 +343,7 @@ def test_runs_give_the_same_bits(device: Numpy) -> None:  # noqa: F811
 
 
 def test_equal_loops_give_equal_modules() -> None:
-    """Modules are shared by content: tensors' numbers must not show."""
+    """Modules are shared by content, so they must not contain the tensors' numbers."""
     for rows, length in ((3, 5), (50, 4096), (1, 300_000)):
         first, second = (kernels_of(softmax(rows, length)[1], LEAST, fresh) for _ in range(2))
         assert [k.spirv for k in first] == [k.spirv for k in second]
@@ -372,7 +373,7 @@ def test_deep_sharing_is_computed_once() -> None:
 
 @pytest.mark.parametrize("width", [512, *(pytest.param(width, marks=pytest.mark.slow) for width in (128, 256))])
 def test_vector_widths_of_lavapipe(width: int) -> None:
-    """Subgroups of 4, 8 and 16: a few of these tests in a process of each."""
+    """Runs a few of these tests in new processes, with subgroups of 4, 8 and 16."""
     chosen = "vulkan and (softmax or layer_norm or first_of_equal or column_sums)"
     environment = {**os.environ, "LP_NATIVE_VECTOR_WIDTH": str(width)}
     run = subprocess.run(
@@ -383,7 +384,7 @@ def test_vector_widths_of_lavapipe(width: int) -> None:
 
 
 def test_what_is_the_same_at_all_points_is_loaded_before_them() -> None:
-    """In the loop of an invocation that takes several points, or under a condition."""
+    """The points are in a loop, if an invocation takes several of them, or under a condition."""
     for points, entry in ((POINT_GROUP * POINT_GROUPS + 1, Op.LOOP_MERGE), (5, Op.SELECTION_MERGE)):
         row, one = tensor(points), tensor(1)
         before = []

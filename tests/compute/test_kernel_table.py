@@ -1,4 +1,4 @@
-"""Each operation of the table means what the oracle says, on every device and in numpy."""
+"""Tests that each operation of the table agrees with the oracle, on each device and in numpy."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def column(dtype: DType, n: int, seed: int) -> Array:
 
 
 def cases() -> list[tuple[str, tuple[DType, ...], DType]]:
-    """Each operation with each type that it takes."""
+    """All operations, each with all types that it takes."""
     found: list[tuple[str, tuple[DType, ...], DType]] = []
     for name, operation in OPS.items():
         if name in FUNCTIONS and name not in {"maximum", "minimum", "div", "sqrt", "reciprocal"}:
-            continue  # test_kernel_functions.py has them
+            continue  # test_kernel_functions.py tests these
         takes, gives = operation.signature.split("->")
         letters = [letter for letter in dict.fromkeys(takes + gives) if len(KINDS[letter]) > 1]
         choices: list[dict[str, DType]] = [{}]
@@ -77,7 +77,7 @@ def test_operations_agree_with_the_oracle(
         )
     got, want = device.run(loop, values).values[out], expected(loop, values, np.float32)[out]
     if result == "float32":
-        # Results are rounded once. Division may be 2.5 ULP off on a device, vulkan, sqrt 3.
+        # Results are rounded once. On a Vulkan device division may be 2.5 ULP off, and sqrt 3 ULP.
         bound = 4 if name in {"div", "sqrt", "reciprocal"} else 0
         errors = ulps(got, expected(loop, values)[out] if bound else want)
         if name == "fma":  # a device may round the product too
@@ -88,7 +88,7 @@ def test_operations_agree_with_the_oracle(
         np.testing.assert_array_equal(got.astype(want.dtype), want)
 
 
-def test_every_meaning_has_a_kernel() -> None:
+def test_the_oracle_and_the_kernels_have_the_same_operations() -> None:
     """The oracle and the kernels know the same operations."""
     assert set(MEANING) | TYPED == set(OPS)
 
@@ -114,7 +114,7 @@ def test_wrong_types_are_refused(value: Expr, text: str) -> None:
 
 
 def test_nan_is_found_without_float_comparisons(device: Numpy) -> None:  # noqa: F811
-    """Comparisons with NaN are false but for `ne`, and where(x > 0, ...) takes the other branch."""
+    """Comparisons with NaN are false except for `ne`, so where(x > 0, a, b) gives b."""
     x = tensor(4)
     nan = Load(x.view())
     one = Const(1.0, "float32")

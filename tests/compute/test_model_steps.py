@@ -1,4 +1,4 @@
-"""Steps of this package's own models on a Vulkan device, against torch."""
+"""Compares steps of this package's own models on a Vulkan device with torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FIFTY = 50
 
 @pytest.fixture(scope="module")
 def known() -> Iterator[dict[Case, Made]]:
-    """Cases that are compiled already, let go with the device."""
+    """Cases that are compiled already. They are freed together with the device."""
     found: dict[Case, Made] = {}
     yield found
     found.clear()
@@ -47,8 +47,8 @@ def made(request: pytest.FixtureRequest, recorder: Recorder, known: dict[Case, M
 
 
 def test_a_model_trains_as_in_torch(made: Made) -> None:
-    """From perturbed weights: the record of each step; the gradients, which are the first moments
-    after one step; the weights after three."""
+    """From perturbed weights, it compares the record of each step, the gradients (as first moments
+    after one step), and the weights after three steps."""
     compiled = made.compiled
     compiled.start(made.parameters, made.state)
     torch64: Any = (made.parameters, made.state)
@@ -63,7 +63,8 @@ def test_a_model_trains_as_in_torch(made: Made) -> None:
             if part == "sample":
                 assert relative(record[part], wanted[part]) <= 1e-4
             elif part not in {"finite", "norm"}:
-                # Nats. Sums of some hundred float32; the later steps start from other weights.
+                # In nats. Sums have some hundred float32 terms, and later steps start from slightly
+                # different weights.
                 limit = (1 if number == 0 else 3) * 1e-5 * max(1.0, abs(float(wanted[part])))
                 assert abs(float(record[part]) - float(wanted[part])) <= limit, (number, part)
         assert relative(record["norm"], wanted["norm"]) <= 1e-4, number
@@ -71,15 +72,15 @@ def test_a_model_trains_as_in_torch(made: Made) -> None:
             gradients_agree(made, compiled.read()[1], torch64[1], torch32[1])
     parameters, _ = compiled.read()
     for name, value in parameters.items():
-        # AdamW and Muon turn rounding errors of small gradients into steps: torch's own are the
-        # measure.
+        # AdamW and Muon turn rounding errors of small gradients into steps, so the bound follows
+        # from torch's own errors.
         limit = max(2e-5, 4 * relative(torch32[0][name], torch64[0][name]))
         assert relative(value, torch64[0][name]) <= limit, name
 
 
 @pytest.mark.slow
 def test_gradients_agree_after_fifty_steps(made: Made, record_property: Callable[[str, Any], None]) -> None:
-    """From the weights that a model starts with, many of them zeros. torch takes the steps."""
+    """torch takes the steps, from the initial weights of the model, many of which are zeros."""
     parameters: Any = {name: value.detach() for name, value in made.net.named_parameters()}
     state: Any = made.state
     for number in range(FIFTY):
@@ -98,12 +99,12 @@ def gradients_agree(
 ) -> None:
     """Moments after a step from zeros are multiples of the gradients.
 
-    note: gets each gradient's error and that of torch's float32, relative to its norm or, if it is
-    below 1e-6 of the whole, to the whole.
+    note: gets each gradient's error and the error of torch's float32. Errors are relative to the
+    gradient's norm, or, if this is below 1e-6 of the norm of all gradients, to the latter.
     """
     firsts = [name for name in state if name.endswith(("/exp_avg", "/momentum_buffer"))]
     whole = float(torch.stack([oracle[name].norm() for name in firsts]).norm())
-    # PHI weighs rounding errors of the covariance by its inverse.
+    # PHI multiplies rounding errors of the covariance by its inverse.
     least = 1e-3 if made.case.model == "infinito" else 1e-5
     for name in firsts:
         size = float(oracle[name].norm())
@@ -119,7 +120,7 @@ def gradients_agree(
 
 
 def test_nothing_changes_where_a_gradient_is_not_finite(made: Made) -> None:
-    """Bit for bit, and the record says so."""
+    """Nothing changes by a single bit, and the record notes the skipped step."""
     parameters = dict(made.parameters)
     broken = next(name for name, value in parameters.items() if value.dim() == 2)
     parameters[broken] = parameters[broken].clone()
@@ -133,8 +134,8 @@ def test_nothing_changes_where_a_gradient_is_not_finite(made: Made) -> None:
 
 
 GATES = {"tinygpt": 167, "experts": 93, "ebm": 183, "infinito": 133}
-"""Dispatches, copies and fills of a step of `GATED`: what they take today and 5 %. More
-means that something no longer fuses."""
+"""The most dispatches, copies and fills of a step of `GATED`: today's number plus 5 %. More would
+mean that some nodes are no longer fused."""
 KILOBYTES = 24
 
 
@@ -161,7 +162,7 @@ def test_a_program_is_read_from_disk_as_it_was_made(made: Made) -> None:
     plan = runner.plan
     read = unpack("key", pack("key", plan))
     assert [step.lowered for step in read.steps] == [step.lowered for step in plan.steps]
-    # By hash: a comparison would walk shared parts of expressions again for each use.
+    # Compare hashes, because == would walk shared parts of expressions again for each use.
     assert [hash(step.node) for step in read.steps] == [hash(step.node) for step in plan.steps]
     assert (read.places, read.nbytes, read.last_use) == (plan.places, plan.nbytes, plan.last_use)
     assert (read.settled.outputs, read.settled.copies) == (plan.settled.outputs, plan.settled.copies)

@@ -1,4 +1,4 @@
-"""torch's own samples of its operations (OpInfo), in float32: forward and gradient.
+"""Tests torch's own samples of its operations (OpInfo) in float32, forward and gradient.
 
 opinfo_claims.py says which samples each operation claims. The default run takes one sample of every
 second operation in numpy and some on a Vulkan device. All samples and their gradients take minutes:
@@ -38,9 +38,9 @@ ON_DEVICE = (
     "nn.functional.embedding", "nn.functional.gelu", "nn.functional.layer_norm", "pow", "remainder", "scatter_add",
     "sort", "topk", "var", "where",
 )  # fmt: skip
-"""What the default run takes to the device."""
+"""The operations that the default run tests on the device."""
 TOGETHER = 64
-"""Samples of one program. Pools have over a thousand."""
+"""The most samples in one program. Some operations, such as pools, have over a thousand."""
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,9 @@ def operations() -> dict[str, Any]:
 
 
 def off(got: np.ndarray[Any, Any], exact: torch.Tensor, own: torch.Tensor, share: float) -> str:
-    """The fault of a result, or "". Floats may be off by `share` of the largest element
-    or by four times torch's own error in float32. Infinities and NaN agree with one of both."""
+    """The fault of a result, or "". Floats may be off by `share` of the largest element, or by four
+    times torch's own error in float32. Infinities and NaN must agree with torch's float32 or
+    float64."""
     want, float32 = exact.numpy(), own.numpy()
     if got.shape != float32.shape:
         return f"shape {got.shape}, not {float32.shape}"
@@ -81,7 +82,7 @@ def check(parts: Sequence[opinfo.Sample], claim: Claim, *, gradients: bool, reco
     else:
         outputs = Compiled(recorder, program).run(dict(enumerate(arrays))).outputs
         got = [outputs[position] for position in range(len(outputs))]
-        share = 1e-4 if claim.float32 else 1e-5  # sums in another order
+        share = 1e-4 if claim.float32 else 1e-5  # sums are taken in another order
     assert len(got) == len(own) > 0
     for number, (result, want, single) in enumerate(zip(got, exact, own, strict=True)):
         if single.is_floating_point() or not claim.only_floats:
@@ -92,7 +93,7 @@ def check(parts: Sequence[opinfo.Sample], claim: Claim, *, gradients: bool, reco
 
 
 def _samples(operation: Any, *, most: int | None, gradients: bool) -> list[opinfo.Sample]:
-    """All samples, or the last of the first ones, as the very first is often the simplest."""
+    """All samples, or the last of the first few, because the very first is often the simplest."""
     found = (part for part in opinfo.samples(operation, gradients=gradients) if part.wanted or not gradients)
     return list(found) if most is None else list(islice(found, 3 * most))[-most:]
 
@@ -138,7 +139,7 @@ def test_samples_on_a_device(name: str, operations: dict[str, Any], recorder: Re
     check_all(operations[name], CLAIMS[name], gradients=False, most=1, recorder=recorder)
 
 
-def test_the_table_of_the_docs_has_what_is_taken_apart() -> None:
+def test_the_docs_list_operations_that_are_taken_apart() -> None:
     assert not DECOMPOSED & primitives.load().keys()
     assert {primitives.overload(operation) for operation in {**decompose.table(), **decompose.lists()}} >= DECOMPOSED
 
@@ -159,12 +160,12 @@ def test_the_table_of_the_docs_is_what_all_samples_call(operations: dict[str, An
             found |= _called(operations[name], most=None, gradients=False)
             if CLAIMS[name].gradients and not CLAIMS[name].no_gradient and operations[name].supports_autograd:
                 found |= _called(operations[name], most=None, gradients=True)
-    # Data of a sample that torch makes on the host, and views in place, are neither.
+    # Data that torch makes on the host, and in-place views, are neither.
     known = {primitives.overload(operation) for operation in {**decompose.table(), **decompose.lists()}}
     assert (found - {*primitives.load(), *IGNORED}) & known == DECOMPOSED
 
 
-def test_every_operation_of_torch_is_claimed_or_left_out(operations: dict[str, Any]) -> None:
+def test_every_operation_of_torch_is_claimed_or_listed_with_a_reason(operations: dict[str, Any]) -> None:
     left_out = [name for names in LEFT_OUT.values() for name in names.split()]
     assert len(left_out) == len(set(left_out))
     assert not CLAIMS.keys() & set(left_out)

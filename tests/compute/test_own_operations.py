@@ -1,4 +1,4 @@
-"""The operations of this package as compiled steps compute them, against their references."""
+"""Compares this package's own operations, in compiled steps, with their references."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ebmvk.objective import cross_entropy
 
 
 def routed(rows: int, active: int, experts: int, chosen: str) -> Tensor:
-    """(A, N) experts, different ones for the choices of a row."""
+    """(A, N) experts; the choices of a row are different experts."""
     if chosen == "all the same":
         return torch.arange(active)[:, None].expand(active, rows).contiguous()
     return torch.stack([torch.randperm(experts)[:active] for _ in range(rows)], 1)
@@ -34,7 +34,8 @@ def routed(rows: int, active: int, experts: int, chosen: str) -> Tensor:
     ("rows", "active", "experts"), [(13, 2, 4), (8, 1, 3), (1, 1, 2), (64, 3, 8), (5, 4, 4), (2, 1, 7)]
 )
 def test_experts_by_tiles_are_the_experts(rows: int, active: int, experts: int, chosen: str) -> None:
-    """In float64: only the order of sums differs. The number of tiles depends on shapes alone."""
+    """Both compute in float64, so only the order of sums differs. The number of tiles depends only
+    on shapes."""
     torch.manual_seed(rows)
     x, weights, grad = (torch.randn(shape, dtype=torch.float64) for shape in ((rows, 5), (active, rows), (rows, 3)))
     up, down = (torch.randn(shape, dtype=torch.float64) for shape in ((experts, 6, 5), (experts, 3, 6)))
@@ -54,7 +55,7 @@ def test_experts_by_tiles_are_the_experts(rows: int, active: int, experts: int, 
 def test_cross_entropy_by_chunks_is_the_cross_entropy(
     chunk: int, weighted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And nothing in it is larger than a chunk of logits, the arguments or the results."""
+    """No tensor in it is larger than a chunk of logits, the arguments or the results."""
     monkeypatch.setattr(cross_entropy, "COMPILED_ELEMENTS", chunk * 31)
     torch.manual_seed(chunk)
     query, points, bias = (torch.randn(shape, dtype=torch.float64) for shape in ((10, 4), (31, 4), (31,)))
@@ -71,9 +72,9 @@ def test_cross_entropy_by_chunks_is_the_cross_entropy(
 
 
 def examples(forward: Callable[..., Any]) -> dict[str, tuple[Any, ...]]:
-    """{operation: arguments}. Matrices have their columns one after the other in memory.
+    """{operation: arguments}. Matrices lie in memory column by column.
 
-    forward: of experts. Its results are the business of the gradient that belongs to it.
+    forward: the forward operation of experts, whose results the gradient of experts takes.
     """
     torch.manual_seed(1)
     rows, x, grad = torch.randn(10, 4), torch.randn(9, 5), torch.randn(9, 3)
@@ -101,7 +102,8 @@ def examples(forward: Callable[..., Any]) -> dict[str, tuple[Any, ...]]:
 
 
 def test_results_of_operations_lie_in_row_major_order() -> None:
-    """As their fakes say, or else a graph that was traced with fakes fails at its first view."""
+    """So do the results of the operations' fakes. If they differed, a graph that was traced with
+    fakes would fail at its first view."""
     ways: dict[Callable[..., Any], Callable[[Any], Callable[..., Any]]] = {
         grouped.experts: lambda operation: operation,
         grouped.reference: library.reference_of,
@@ -130,7 +132,7 @@ UNITS = [(16, 4), (16, 40), (5, 9), (2, 3), (3, 1)]
 
 @pytest.mark.parametrize(("units", "rank"), UNITS)
 def test_integration_in_pairs_is_that_of_float64(units: int, rank: int) -> None:
-    """The same cut; the gradient to 1e-9 of its norm, where float32 has 1e-2."""
+    """The cut is the same. The gradient's error is at most 1e-9 of its norm (float32: 1e-2)."""
     wide = covariance(units, rank)
     halves, grad = integration._halves(wide), torch.tensor(0.3, dtype=torch.float64)
     wanted, part = integration._search(wide)
@@ -144,7 +146,7 @@ def test_integration_in_pairs_is_that_of_float64(units: int, rank: int) -> None:
 
 @pytest.mark.parametrize(("units", "rank"), UNITS)
 def test_a_device_finds_the_weakest_cut_and_its_gradient(units: int, rank: int, recorder: Recorder) -> None:
-    """As in float64, for any rank of the covariance."""
+    """Both are as in float64, for any rank of the covariance."""
     wide = covariance(units, rank, 1)
     high, low = integration._halves(wide)
 
@@ -164,7 +166,7 @@ def test_a_device_finds_the_weakest_cut_and_its_gradient(units: int, rank: int, 
 
 @pytest.mark.parametrize("kinds", [1, 2, 3])
 def test_parameters_with_different_rules_lie_in_blocks_of_their_own(kinds: int) -> None:
-    """Three tensors of each kind; each kind is one loop, and no result is lost."""
+    """There are three tensors of each kind. Each kind is one loop, and no result is lost."""
     shapes = [(2, 3), (5,), (4, 1)]
     names = [f"{kind}.{n}" for kind in range(kinds) for n in range(len(shapes))]
     parameters = {name: torch.randn(shapes[int(name[-1])]) for name in names}

@@ -1,5 +1,5 @@
-"""Plans: no value is overwritten before its last use, and donated results end where the next run
-reads them. Planned memory is simulated on the host."""
+"""Tests plans: no value is overwritten before its last use, and donated results end where the next
+run reads them. Planned memory is simulated on the host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("extension")
 
 
 def lower(node: Node, limits: Limits, fresh: Fresh) -> Lowered:
-    """One dispatch for each node, with a scratch tensor, so that these are placed as well."""
+    """One dispatch for each node, with a scratch tensor, so that scratch tensors are tested too."""
     tensors = {view.tensor: None for view in (*oracle.written(node), *oracle.read(node))}
     scratch = fresh((10,), "float32")
     return Lowered((Launch(Kernel("k", 1), (*tensors, scratch), b"", (1, 1, 1)),), (scratch,), 1e6, 1e6)
@@ -72,7 +72,7 @@ def same(a: Array, b: Array) -> bool:
 
 
 def check(program: Program, plan: Plan, seed: int) -> None:
-    """Three runs of the plan give the oracle's bits, each with the results of the one before."""
+    """Checks that three runs in a row, each on the results before it, give the oracle's bits."""
     leaves = values_for(program, seed)
     simulation = Simulation(plan)
     simulation.feed(leaves, set(range(len(leaves))))
@@ -120,8 +120,8 @@ def test_weights_and_moments_are_updated_in_place(block: bool) -> None:
 
 
 def update(*, late: bool = False, row: bool = False, fetched: bool = False, shifted: bool = False) -> Plan:
-    """w replaced by w + w: with a reader after that, read along a row, with the old value as a
-    result, or with another element read."""
+    """A plan that replaces w by w + w. The options make it hard: a later reader of w, a read along
+    a row, the old value as a result, or a read of another element."""
     build = Builder()
     w = build.leaf(4, 4)
     other = flipped(w) if shifted else w
@@ -146,7 +146,7 @@ def test_a_value_that_is_still_read_is_replaced_by_a_copy(reason: str) -> None:
 
 
 def test_a_neighbour_that_nothing_replaces_is_not_overwritten() -> None:
-    """The new block holds nothing for it."""
+    """The new block has no value for the neighbour."""
     build = Builder()
     w, _frozen = build.leaves((8,), (8,))
     block = build.tensor(*w.tensor.shape)

@@ -1,4 +1,4 @@
-"""The kernels of matrix products against float64, over odd shapes, strides and limits."""
+"""Compares the kernels of matrix products with float64, over odd shapes, strides and limits."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def devices(limits: Limits) -> dict[str, Limits]:
 
 
 def strided(rng: np.random.Generator, shape: Sequence[int], repeats: bool = True) -> Operand:
-    """A random view of random numbers: axes in another order, gaps, an offset, and if `repeats`
-    leading axes that repeat."""
+    """A random view of random numbers, with permuted axes, gaps and an offset. With `repeats`, some
+    leading axes have stride 0."""
     order = list(range(len(shape)))
     if rng.random() < 0.4:
         order[-2:] = order[:-3:-1]
@@ -79,8 +79,8 @@ def random_case(rng: np.random.Generator) -> tuple[list[Operand], Operand, dict[
 
 
 def exact(inputs: Sequence[Operand], constants: dict[str, float]) -> tuple[Array, Array]:
-    """The product in float64, and the bound of its error: 4 sqrt(K) 2^-24 |A||B|, and as much for
-    what is added."""
+    """The product in float64, and the bound of its error: 4 sqrt(K) 2^-24 |A||B|, plus the same
+    factor times the added tensor's size."""
     a, b = (operand.view.astype(np.float64) for operand in inputs[:2])
     alpha, beta = constants.get("alpha", 1.0), constants.get("beta", 1.0)
     result, size = alpha * (a @ b), abs(alpha) * (np.abs(a) @ np.abs(b))
@@ -113,7 +113,7 @@ def check_products(recorder: Recorder, name: str, cases: int) -> None:
         assert ran.untouched(), where
 
 
-LARGE = [tile for tile in CARD if tile.rows * tile.columns == 64]  # they take seconds to compile
+LARGE = [tile for tile in CARD if tile.rows * tile.columns == 64]  # these take seconds to compile
 BOTH = [(False, False), (True, True)]
 
 
@@ -135,7 +135,8 @@ def test_every_tile_gives_products_of_every_layout(
 
 
 def check_tile(recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tile: Tile, turned: tuple[bool, bool]) -> None:
-    """Rows and columns in fours and not, sums of whole and of short slices, in one part and two."""
+    """Tests rows and columns that are multiples of four or not, whole and short slices of sums, and
+    sums in one part or two."""
     if tile.group > recorder.limits.group or tile.shared_bytes > recorder.limits.shared_bytes:
         pytest.skip("this device doesn't allow the tile")
     rng = np.random.default_rng(7)
@@ -156,7 +157,7 @@ def check_tile(recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tile: Tile, 
 
 @pytest.mark.parametrize("name", ["card", "no subgroups"])
 def test_long_sums_are_cut_into_parts_and_repeat_their_bits(recorder: Recorder, name: str) -> None:
-    """As a gradient of weights over many tokens. Torch's own error sets the bound."""
+    """The product is like a gradient of weights over many tokens. torch's error sets the bound."""
     limits = devices(recorder.limits)[name]
     rng = np.random.default_rng(3)
     a, b = (Operand.of(rng.standard_normal((5000, width)).astype(np.float32)) for width in (24, 40))
@@ -173,7 +174,7 @@ def test_long_sums_are_cut_into_parts_and_repeat_their_bits(recorder: Recorder, 
 
 
 def test_values_that_are_not_finite_stay_in_their_rows(recorder: Recorder) -> None:
-    """Rows, columns and terms that fill up a tile are not mixed with others."""
+    """Rows, columns and terms that only fill up a tile don't affect the others."""
     for name in ("card", "no subgroups"):
         a, b = np.ones((70, 21), np.float32), np.ones((21, 33), np.float32)
         a[3, 20], b[20, 7] = np.inf, np.nan
@@ -220,7 +221,7 @@ def test_push_constants_stand_in_the_manifest_s_order() -> None:
 
 
 @pytest.mark.slow
-def test_products_are_valid_by_the_layers() -> None:
+def test_the_validation_layers_accept_products() -> None:
     recorder = Recorder(open_vulkan(validate=True))
     rng = np.random.default_rng(5)
     for name, limits in devices(recorder.limits).items():

@@ -1,5 +1,5 @@
-"""Programs on disk: read as they were written or not at all, and only where nothing that they
-depend on has changed."""
+"""Tests programs on disk. They are read as they were written or not at all, and only if nothing
+that they depend on has changed."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_damaged_bytes_are_never_a_plan(planned: Plan) -> None:
 
 
 def forged(change: Any, planned: Plan) -> bytes:
-    """A file of somebody who knows the format."""
+    """A file that somebody who knows the format has changed."""
     start = len(codec.MAGIC) + 32
     body = pack("key", planned)[start:]
     size = int.from_bytes(body[:8], "little")
@@ -148,7 +148,7 @@ def tensor_of(said: Any) -> Any:
     ids=["unknown class", "object", "text", "bool", "fraction", "type", "field", "itself", "negative", "no plan",
          "null", "large", "negative size", "missing"],
 )  # fmt: skip
-def test_what_a_plan_cannot_have_is_refused(change: Any, planned: Plan) -> None:
+def test_contents_that_no_plan_can_have_are_refused(change: Any, planned: Plan) -> None:
     assert unpack("key", forged(lambda _: None, planned))
     with pytest.raises(Unreadable):
         unpack("key", forged(change, planned))
@@ -165,7 +165,7 @@ def test_only_plans_are_written(planned: Plan) -> None:
 
 
 def test_every_class_of_a_plan_can_be_read() -> None:
-    """The format follows from annotations, so each has to be one that the reader knows."""
+    """The format follows from the classes' annotations, so the reader must know each of them."""
     reader = codec._Reader(b"", [])
     for name in codec.CLASSES:
         with pytest.raises(ValueError, match="zip"):
@@ -238,10 +238,10 @@ def test_the_files_unused_for_longest_go_first(tmp_path: Path, planned: Plan) ->
     cache.store("d", planned)
     assert sorted(path.stem for path, _, _ in cache.sizes()) == ["a", "c", "d"]
     ProgramCache(tmp_path, most=size // 2).store("e", planned)
-    assert len(list(cache.sizes())) == 3  # one that is larger than the whole cache isn't kept
+    assert len(list(cache.sizes())) == 3  # a program that is larger than the whole cache isn't kept
 
 
-def test_parts_of_processes_that_ended_are_deleted(cache: ProgramCache, planned: Plan) -> None:
+def test_unfinished_files_of_ended_processes_are_deleted(cache: ProgramCache, planned: Plan) -> None:
     cache.folder.mkdir()
     old, young = cache.folder / "x.part", cache.folder / "y.part"
     old.touch()
@@ -378,7 +378,7 @@ def test_operations_of_others_have_no_key() -> None:
         assert traced_key(lambda x: [torch.ops.elsewhere.twice(x)], (4,)) == ""
 
 
-def test_there_is_no_key_where_somebody_else_takes_an_operation_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_no_key_if_other_code_takes_an_operation_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     def forget() -> None:
         decompose._table.cache_clear()
         decompose._all_own.cache_clear()

@@ -1,4 +1,4 @@
-"""Sorts, the largest of rows, running sums and sums by index, against torch and float64."""
+"""Compares sorts, top-k, running sums and sums by index with torch and float64."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def kinds(limits: Limits) -> tuple[Limits, ...]:
 
 
 def values(rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> Array:
-    """Many ties; floats also with NaN, infinity and zeros of both signs."""
+    """Values with many ties; floats include NaN, infinity and zeros of both signs."""
     if kind == "int32":
         return rng.integers(-5, 5, shape).astype(np.int32)
     some = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.5, -2.5], np.float32)
@@ -67,7 +67,7 @@ def test_sorts_and_the_largest_are_torch_s(recorder: Recorder, kind: str, descen
 
 
 def test_rows_of_views_are_sorted(recorder: Recorder) -> None:
-    """Columns, rows with gaps, and three axes that don't merge."""
+    """The views are columns, rows with gaps, and three axes that don't merge."""
     memory = values(np.random.default_rng(2), (4 * 3 * 5 * 40,), "float32")
     cube = memory.reshape(4, 3, 5, 40)
     for view in (cube[0, 0].T, cube[:, 0, 1:, 3:30], cube.transpose(2, 0, 3, 1)[:, :, 5:]):
@@ -80,7 +80,7 @@ def test_long_rows_are_sorted(recorder: Recorder) -> None:
     check_sorted(recorder, recorder.limits, x, 64, True)
 
 
-def test_more_than_a_row_has_is_refused(recorder: Recorder) -> None:
+def test_a_k_above_the_length_of_rows_is_refused(recorder: Recorder) -> None:
     found = Operand.of(np.zeros((1, 5), np.float32)), Operand.of(np.zeros((1, 5), np.int32))
     with pytest.raises(ArgumentError, match="k = 5, and rows have 4 values"):
         run_call(recorder, "topk", [Operand.of(np.zeros((1, 4), np.float32))], found)
@@ -114,8 +114,8 @@ def test_rows_too_long_for_the_driver_s_loops_are_refused(recorder: Recorder) ->
 
 @pytest.mark.parametrize("count", [0, 1, 5, 100, 768, 2049, 5000])
 def test_sums_by_index_are_those_of_float64(recorder: Recorder, count: int) -> None:
-    """Few and many rows of the result, indices out of range, a source that is turned; each result
-    twice, with the same bits."""
+    """Results have few or many rows, some indices are out of range, and the source is transposed.
+    Each result is computed twice, with the same bits."""
     rng = np.random.default_rng(count)
     for limits in kinds(recorder.limits):
         for width, rows in ((1, 1), (7, 3), (33, 3000)):
@@ -135,7 +135,7 @@ def test_sums_by_index_are_those_of_float64(recorder: Recorder, count: int) -> N
 
 
 @pytest.mark.slow
-def test_row_kernels_are_valid_by_the_layers() -> None:
+def test_the_validation_layers_accept_row_kernels() -> None:
     recorder = Recorder(open_vulkan(validate=True))
     rng = np.random.default_rng(6)
     check_sorted(recorder, recorder.limits, Operand.of(values(rng, (2, 2500), "float32")), 5, True)

@@ -1,5 +1,5 @@
-"""Steps on a device whose programs are read from disk: they have the same bits, and aren't compiled
-again."""
+"""Tests that steps on a device whose programs are read from disk give the same bits, and aren't
+compiled again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Step:
-    """Least squares by gradient descent. factor: of the gradient, a constant in the graph."""
+    """Least squares by gradient descent. factor: a constant that multiplies the gradient."""
 
     def __init__(self, factor: float = 1.0) -> None:
         self.factor = factor
@@ -119,7 +119,7 @@ def test_a_damaged_program_is_compiled_again(folder: Path, recorder: Recorder) -
 
 
 def test_a_step_that_changes_after_its_trace_is_refused_with_a_saved_program(folder: Path, recorder: Recorder) -> None:
-    """Its graph is that of a sound step, whose program is on disk."""
+    """The step has the same graph as a sound step, whose program is on disk."""
 
     class Counting(Step):
         def __call__(self, *given: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Loops that don't need each other share a dispatch; each gives the bits that it gives alone."""
+"""Tests that independent loops share a dispatch, and that each gives the same bits as alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rows(source: Tensor, count: int, length: int, *, columns: bool = False) -> t
 
 
 def some_loops(rng: np.random.Generator) -> tuple[list[Tensor], list[Loop]]:
-    """Loops of all kinds, and what they read."""
+    """Loops of all kinds, and the tensors that they read."""
     sources, loops = [], []
     for kind in rng.permutation(["rows", "columns", "points", "one"]):
         count, length = (int(size) for size in rng.integers(1, 70, 2))
@@ -54,7 +54,7 @@ def test_loops_in_one_dispatch_give_the_bits_of_each_alone(device: Numpy, seed: 
         if fit([part for part in wanted if part is not None], device.limits):
             together.append(number)
     chosen = [loops[number] for number in together]
-    assert len(chosen) > 1, "points fit with anything"
+    assert len(chosen) > 1, "a loop without reductions fits with any other loop"
     kernel = kernel_of_all(chosen, device.limits)
     validate(kernel.spirv, tmp_path)
     results = {store.view.tensor for loop in chosen for store in loop.stores}
@@ -104,7 +104,7 @@ def test_independent_loops_run_together_but_none_waits_for_long() -> None:
 
 
 def test_a_loop_that_reads_little_shares_an_earlier_dispatch() -> None:
-    """As zeros that a sum by index begins with."""
+    """An example is a loop that writes the zeros with which a sum by index begins."""
     _, large = times_two(tensor(LITTLE))
     zeros, late = pointwise(Const(0.0, "float32"), (4,))
     needing = Call("other", (large.stores[0].view,), (tensor(4).view(),))
@@ -124,7 +124,7 @@ def test_what_a_loop_reads_is_not_overwritten_before_it_runs() -> None:
 
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.0), (0.5, 2.0)])
 def test_parts_of_a_product_add_up_to_it(alpha: float, beta: float) -> None:
-    """Within 4 sqrt(k) roundings of the sum of sizes, as for all products."""
+    """The error is at most 4 sqrt(k) roundings of the sum of sizes, as for all products."""
     rng = np.random.default_rng(3)
     a, b, c = (rng.standard_normal(shape).astype(np.float32) for shape in ((40, 1000), (1000, 24), (24,)))
     tensors = [tensor(*x.shape) for x in (a, b, c)]

@@ -1,4 +1,4 @@
-"""Whole training steps on a Vulkan device, against torch."""
+"""Compares whole training steps on a Vulkan device with torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ebmvk.engine.recording import Recorder
 
 
 def relative(got: torch.Tensor, want: torch.Tensor) -> float:
-    """The norm of the error over that of the result."""
+    """The norm of the error divided by the norm of `want`."""
     return float((got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30))
 
 
@@ -45,7 +45,7 @@ def nanogpt(recorder: Recorder) -> tuple[CompiledStep, Any, Any]:
 
 
 def test_a_language_model_trains_as_in_torch(nanogpt: tuple[CompiledStep, Any, Any]) -> None:
-    """Each of three steps: the loss, weights and moments."""
+    """The loss, the weights and the moments agree after each of three steps."""
     compiled, step, (parameters, state, batch, scalars) = nanogpt
     compiled.start(parameters, state)
     for number in range(3):
@@ -59,8 +59,8 @@ def test_a_language_model_trains_as_in_torch(nanogpt: tuple[CompiledStep, Any, A
         assert abs(float(record["loss"]) - float(want_record["loss"])) < 1e-5  # nats; a float32 of 4
         assert abs(float(one_record["loss"]) - float(want_record["loss"])) < 1e-5
         for name in parameters:
-            # AdamW divides by the size of the gradient, so tiny ones turn into noise: torch's own
-            # float32 error is the measure.
+            # AdamW divides by the size of the gradient, so tiny gradients turn into noise. The
+            # bound follows from torch's own float32 error.
             limit = max(2e-6, 4 * relative(one[name], want[name]))
             assert relative(after[name], want[name]) <= limit, name
             for moment in ("m", "v"):
@@ -108,7 +108,7 @@ def test_memory_and_poison_change_no_bit(nanogpt: tuple[CompiledStep, Any, Any],
 
 
 def test_other_shapes_share_weights(nanogpt: tuple[CompiledStep, Any, Any]) -> None:
-    """A full batch, then a shorter last one, then a full one."""
+    """The batches are a full one, then a shorter one, then a full one."""
     compiled, step, (parameters, state, batch, scalars) = nanogpt
     short = {name: rows[:2] for name, rows in batch.items()}
     compiled.start(parameters, state)

@@ -1,4 +1,4 @@
-"""Texts written by compiled layers, against torch with its own cache."""
+"""Compares texts written by compiled layers with torch, which has its own cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ sys.path.append(str(Path(__file__).parents[1] / "unit"))
 
 from model_support import SMALL, VARIANTS, VOCABULARY, build, variant
 
-CLOSE = 1e-5  # of log p, in nats: what is asked of a device
+CLOSE = 1e-5  # error of log p, in nats, that a device may have
 TINY = dataclasses.replace(
     SMALL, latent_dim=16, ffn_dim=24, hidden_dim=12, context_local=3, context_medium=5, context_global=12
 )
@@ -65,9 +65,9 @@ class Eager:
 
 
 class Both:
-    """Runs two kinds of layers and compares what they say at each call.
+    """Runs two kinds of layers and compares their results at each call.
 
-    did: what the first of them did on the device, for each token.
+    did: what the first kind of layers did on the device, for each token.
     """
 
     def __init__(self, own: DeviceTokens, other: TokenLayers) -> None:
@@ -110,7 +110,7 @@ class Both:
 
 @cache
 def network(name: str, layers: int, heads: int = 2) -> LanguageModel:
-    """Sharp enough for texts to differ; texts rarely end by themselves."""
+    """A network with laws so sharp that texts differ. Its texts rarely end by themselves."""
     net: LanguageModel = build(variant(name, dataclasses.replace(TINY, n_layers=layers, n_heads=heads)))
     with torch.no_grad():
         net.bias.mul_(5)
@@ -119,7 +119,7 @@ def network(name: str, layers: int, heads: int = 2) -> LanguageModel:
 
 
 def written(net: LanguageModel, own: DeviceTokens, how: Decoding) -> tuple[list[Any], Both]:
-    """Texts by both layers, and what they did."""
+    """Texts written by `own` and by torch's layers at once, and the pair of both layers."""
     with torch.no_grad():
         both = Both(own, TorchTokens(net, net.embeddings()))
     return generator(net, both).generate(PROMPTS, how), both
@@ -137,7 +137,7 @@ def exact(n: int, **how: Any) -> Decoding:
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that prompts have several."""
+    """Makes pieces small, so that prompts have several pieces."""
     monkeypatch.setattr(tokens_on_device, "CHUNK", 8)
 
 
@@ -146,8 +146,8 @@ def eager(links: Links) -> Any:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_cache_of_fixed_shapes_says_what_the_growing_one_says(name: str) -> None:
-    """Prompts shorter and longer than a piece, a window and the reach; texts that end early."""
+def test_a_cache_of_fixed_shapes_gives_the_results_of_a_growing_cache(name: str) -> None:
+    """Prompts are shorter and longer than a piece, a window and the reach. Some texts end early."""
     net = network(name, 2)
     found, _ = written(net, DeviceTokens(net, eager), exact(10, stop=tuple("ABCDEFGHIJKLMNO"), seed=3))
     assert len({len(text.tokens) for text in found}) > 1
@@ -159,7 +159,7 @@ def test_a_single_head_keeps_no_early_keys() -> None:
 
 
 def test_texts_that_fill_the_reach_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some rows while others go on, and all together."""
+    """Some rows are read again while others go on; later all rows are read again together."""
     net, rows = network("tinygpt", 1), list[int]()
     monkeypatch.setattr(net, "reach", 9)
     own = DeviceTokens(net, eager)
@@ -173,7 +173,7 @@ def test_texts_that_fill_the_reach_are_read_again(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_sampler_gets_queries_and_a_memory_states() -> None:
-    """Programs that bring more than is wanted are used, too."""
+    """Programs that return more than is wanted are also used."""
     net, said = network("ebm", 1), list[str]()
     own = DeviceTokens(net, eager, said.append)
     for query, states, programs in ((True, False, 1), (True, True, 2), (True, False, 2), (False, True, 2)):
@@ -193,7 +193,7 @@ def test_fewer_rows_use_the_programs_that_are_there() -> None:
 
 
 def test_two_texts_may_be_written_by_turns() -> None:
-    """Each is what it is alone, though both use the same cache."""
+    """Each text is the same as if it were written alone, though both use the same cache."""
     net = network("infinito", 1)
     alone = [list(generator(net).stream(prompt, exact(15))) for prompt in ("ab", "cde")]
     own = generator(net, DeviceTokens(net, eager))
@@ -223,7 +223,7 @@ def test_a_module_that_does_not_say_what_it_keeps_is_refused(monkeypatch: pytest
 
 
 def test_programs_write_what_torch_writes() -> None:
-    """In numpy; the compiler also compares them with torch at other weights."""
+    """The programs run in numpy. The compiler also compares them with torch at other weights."""
     net = network("without splat", 1)
     own = DeviceTokens(net, lambda links: Chain(links, backend="reference"))
     how = Decoding(5, sampler="langevin")
@@ -239,8 +239,8 @@ def test_a_token_is_one_wait_and_its_cache_stays_on_the_device(recorder: Recorde
     rows, word = len(PROMPTS), 4
     for did in both.did:
         assert (did["submissions"], did["cpu_ops"]) == (1, 0)
-        # What goes up, what comes down, and the external memory, which is read after it is written;
-        # keys and values aren't copied.
+        # Copies are the upload, the download, and the external memory, which is read after it is
+        # written. Keys and values aren't copied.
         assert did["copies"] == 3
         assert did["bytes_down"] <= rows * VOCABULARY * word + 256  # log p, up to a multiple of 256
         assert did["bytes_up"] <= 2 * word * rows + 1024  # tokens, padding, angles, the length
