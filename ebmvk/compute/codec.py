@@ -72,7 +72,7 @@ def unpack(key: str, data: bytes) -> plan.Plan:
     except (LookupError, TypeError, ValueError) as error:
         raise error if isinstance(error, Unreadable) else Unreadable(f"it isn't a program: {error}") from error
     if not isinstance(made, plan.Plan):
-        raise Unreadable("it isn't a plan")
+        raise Unreadable("the bytes aren't a plan")
     return made
 
 

@@ -85,7 +85,10 @@ def start(program: Program, leaves: Sequence[Array], floats: type[np.floating[An
         values[tensor.id] = empty(tensor, floats)
     for view, leaf in zip(program.leaves, leaves, strict=True):
         if tuple(leaf.shape) != view.shape:
-            raise ArgumentError(f"a leaf has shape {leaf.shape}, not {view.shape}", hint="Pass arrays of these shapes.")
+            raise ArgumentError(
+                f"a leaf has shape {leaf.shape}, not {view.shape}",
+                hint="Pass arrays of the shapes with which the program was made.",
+            )
         seen(values, view)[...] = leaf
     for tensor, data in program.constants.items():
         values[tensor.id] = np.asarray(data).astype(numpy_type(tensor.dtype, floats)).reshape(-1)

@@ -24,7 +24,7 @@ ON_HOST: dict[DType, Any] = {"float32": np.float32, "int32": np.int32, "uint32":
 
 @dataclass(frozen=True)
 class Entry:
-    """The place of an argument. offset: in bytes."""
+    """Where an argument lies in device memory. offset: in bytes."""
 
     memory: Memory
     offset: int
@@ -145,7 +145,8 @@ class State:
         return {name: on_host(array, self.entries[name].dtype) for name, array in made.items()}
 
     def range(self, name: str) -> Range:
-        """The place of an argument. Raises ArgumentError if the name is unknown."""
+        """The part of device memory that holds an argument. Raises ArgumentError if the name is
+        unknown."""
         entry = self._entry(name)
         return entry.memory, entry.offset, 4 * int(np.prod(entry.shape, dtype=np.int64))
 

@@ -28,7 +28,8 @@ class Raw(NamedTuple):
     number: its opcode; kind: in SPIR-V itself (core) or in GLSL.std.450 (extended).
     result: the type of the result, or None for the type of the last argument.
     numpy: computes the same in numpy.
-    exact: True if a float result must be rounded and never fused with another instruction.
+    exact: True if a float result must be rounded before it is used, so that drivers may not fuse
+        the instruction with another one.
     """
 
     number: int

@@ -104,7 +104,7 @@ def _beginning(corpus: Corpus, characters: int) -> Corpus:
     if characters > total or not all(shares.values()):
         raise DataError(
             f"--dataset {corpus.name}:{characters}: the text has {total:,} characters in {len(sizes)} splits, "
-            + ("fewer than asked for" if characters > total else "and one of them would be empty"),
+            + ("fewer than asked for" if characters > total else "and one split would get none of them"),
             hint=f"ask for {-(-total // min(sizes.values())):,} to {total:,}, or use --dataset {corpus.name} for all",
         )
     splits = {split: _cut(documents, shares[split]) for split, documents in corpus.splits.items()}

@@ -44,7 +44,8 @@ def make_tokenizer(
     Raises:
         ConfigError: the file doesn't exist, vocab_size is too small, or end_token is given for
             another kind.
-        DataError: the file isn't a tokenizer, or changes texts.
+        DataError: the file isn't a tokenizer, or texts are no longer the same after encoding and
+            decoding.
     """
     if end_token is not None and kind in OWN_KINDS:
         raise ConfigError(

@@ -9,7 +9,8 @@ WINDOW = 128
 
 
 def repetition_rate(prompt: Sequence[int], tokens: Sequence[int], n: int = GRAM, window: int = WINDOW) -> float:
-    """The share of tokens in a repeated n-gram, which also began at most `window` tokens earlier.
+    """The share of tokens in an n-gram that is repeated: the same n tokens also begin at most
+    `window` tokens earlier.
 
     The n-gram may begin in the prompt, and its earlier occurrence may lie in the prompt. The result
     is 0 if there are no tokens.

@@ -111,7 +111,7 @@ def show_denoising(found: Row) -> Shown:
 
 
 def score_errors(curves: list[Curve]) -> Lines:
-    """Errors of scores by noise level, next to that of a score of zero."""
+    """The error of the score at each noise level, compared with the error of a score of zero."""
     return Lines(curves, "relative squared error", xlabel="κ", log_x=True, marks={"zero score": 1.0})
 
 

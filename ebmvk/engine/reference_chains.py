@@ -69,7 +69,7 @@ class Force:
         return energy_score(x, self.mu, self.logw, self.kappa, self.log_background)
 
     def stir(self, x: Tensor, v: Tensor, xi: Tensor) -> Tensor:
-        """The O part: friction and noise."""
+        """The O step of the integrator: friction and noise."""
         return self.decay * v + self.spread * tangent(x, xi)
 
 

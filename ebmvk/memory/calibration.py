@@ -50,6 +50,7 @@ def powered(log_p_lex: Tensor, power: float) -> tuple[Tensor, Tensor]:
 
 
 def power_terms(log_p_lex: Tensor, tokens: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """(log p (n, 2) of the tokens (n,) under the lexical law and its power, their features)."""
+    """Two tensors: log p (n, 2) of the tokens (n,) under the lexical law and under the lexical law
+    raised to `power`; and the features of both laws."""
     flat, features = powered(log_p_lex, power)
     return torch.cat([law.gather(1, tokens[:, None]) for law in (log_p_lex, flat)], dim=1), features

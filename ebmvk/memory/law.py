@@ -385,7 +385,8 @@ def log_probs(terms: Terms, gates: Mapping[Mode, Gate], mode: Mode) -> dict[Law,
 
 
 def part_of(terms: Terms, have: tuple[Tier, ...], tiers: tuple[Tier, ...]) -> Terms:
-    """Select the terms of the lexical law and of `tiers`. have: the tiers in `terms`."""
+    """Select the terms that belong to the lexical law or to one of `tiers`. have: the tiers in
+    `terms`."""
     places = [have.index(tier) for tier in tiers]
     columns = [*range(LEXICAL), *(LEXICAL + FEATURES * place + i for place in places for i in range(FEATURES))]
     return Terms(terms.log_p[:, [0, *(1 + place for place in places)]], terms.features[:, columns])

@@ -109,7 +109,8 @@ class Room:
 
     @property
     def empty(self) -> bool:
-        """True if there is nothing to keep, such as the early keys of a single head."""
+        """True if this array has no elements. A model with a single head, for example, has no
+        early keys to keep."""
         return 0 in self.size
 
 

@@ -63,7 +63,11 @@ class Composition(nn.Module):
 
 
 class Decoder(nn.Module, ABC):
-    """h_hat = projx(h + D([h; c_l; c_m; c_g])), the point that is compared with the tokens."""
+    """Computes h_hat, the point that is compared with the tokens: the state h plus a learned
+    correction D of h and of the local, medium and global contexts, projected back onto the sphere.
+
+    h_hat = projx(h + D([h; c_l; c_m; c_g]))
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -94,8 +94,8 @@ class Routing:
 
     weights: (N, A) for A active experts; each row sums to 1, except for A = 1: then the weight is
     the probability of the expert. experts: (N, A) int64. probability: (E, N), of each expert.
-    log_z: (N,), logsumexp of the logits. Probability and log_z have gradients; the weights have
-    gradients only as factors of the experts' outputs.
+    log_z: (N,), logsumexp of the logits. Probability and log_z have gradients. The weights get a
+    gradient only through their products with the experts' outputs.
     """
 
     weights: Tensor

@@ -112,7 +112,7 @@ class Integration:
         return torch.cat([units.sum(0), (units.T @ units).flatten()])
 
     def losses(self, sums: Tensor, n: Tensor | int) -> dict[str, Tensor]:
-        """phi: 1 - PHI, from the sums over n positions."""
+        """{"phi": 1 - PHI}, computed from the sums over n positions."""
         units = self.units.shape[1]
         mean, products = torch.split(sums / n, [units, units * units])
         return {"phi": 1 - phi_of(correlation_of(mean, products.view(units, units))).float()}

@@ -160,7 +160,8 @@ class Ring:
         self.kept, self._place = kept, place
 
     def append(self, new: Tensor, most: int) -> Tensor:
-        """See `ebmvk.model.cache.Growing.append`; the order is that of `StaticCache.masked`."""
+        """See `ebmvk.model.cache.Growing.append`. The rows come in the order
+        that `StaticCache.masked` describes."""
         slots, n, length, old = self.kept.shape[-2], new.shape[-2], self._place.length, self.kept
         assert most < slots
         at = newest(slots, length + n) - length  # which of the new positions each place gets

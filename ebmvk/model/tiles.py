@@ -22,8 +22,8 @@ def height(pairs: int, experts: int) -> int:
 
 
 def count(pairs: int, experts: int) -> int:
-    """The most tiles that `pairs` (row, choice) pairs can take: each expert leaves at most one tile
-    incomplete."""
+    """The largest number of tiles that are needed for this number of pairs (row, choice): each
+    expert leaves at most one tile incomplete."""
     size = height(pairs, experts)
     return (pairs + experts * (size - 1)) // size
 

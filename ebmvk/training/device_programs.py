@@ -69,8 +69,8 @@ class Programs(ABC):
 
     @property
     def chain(self) -> Chain | None:
-        """The chain of programs, whose parameters other functions may read; None before there is a
-        program."""
+        """The chain of programs; None before there is a program. Other functions may read the
+        chain's parameters."""
         return self._chain
 
     @property
