@@ -1,0 +1,256 @@
+// Why 16 bits are enough. vpmaddubsw multiplies unsigned by signed bytes and adds two neighbouring
+// products in 16 bits, with saturation. Points have bytes up to 255 (code + 128), queries up to 64
+// in size, and 2 * 255 * 64 = 32,640 < 2^15. So no pair saturates.
+//
+// The pairs of several quads are then added in 16 bits, and may wrap around. That is harmless if
+// the sum, without the shift by 128, lies within 16 bits, because sums are right modulo 2^16: the
+// lane starts at minus the shift's share (-128 times its query codes). By Cauchy-Schwarz, a lane's
+// sum is at most the length of its point codes times the length of its query codes. The longest
+// span for which that holds for a panel and four queries is used. For two quads it always holds:
+// 4 * 127 * 64 = 32,512 < 2^15.
+//
+// So two instructions do 32 multiply-adds, where float32 takes four, and eight quads share the two
+// that widen to 32 bits.
+#include "cpu/coarse_avx2.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "cpu/coarse_codes.h"
+#include "cpu/coarse_loops.h"
+
+#if EBMVK_COARSE
+#include <immintrin.h>
+
+#define EBMVK_AVX2 __attribute__((target("avx2,fma")))
+
+namespace ebmvk {
+namespace {
+
+constexpr size_t kQuads = kBlock / 4;  // in a block
+constexpr size_t kRows = Avx2Queries::kRows;
+
+// kRows queries and 16 points at a time: 8 sums in 16 bits stay in registers, those in 32 bits need
+// not. The empty assembly keeps the compiler from adding in an order that needs more registers.
+template <size_t kLength>
+EBMVK_AVX2 void Rows(const int8_t* queries, const int32_t* shift, const uint8_t* panel, size_t blocks,
+                     int32_t* product) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (size_t half = 0; half < 2; ++half) {
+    const uint8_t* points = panel + half * 64;
+    const int8_t* query = queries;
+    const int32_t* begin = shift;
+    __m256i sum[kRows][2];
+#pragma GCC unroll 4
+    for (size_t r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+    for (size_t block = 0; block < blocks; ++block, query += kTile * kBlock) {
+      for (size_t quad = 0; quad < kQuads; quad += kLength, begin += kTile) {
+        __m256i part[kRows][2];
+#pragma GCC unroll 4
+        for (size_t r = 0; r < kRows; ++r) part[r][0] = part[r][1] = _mm256_set1_epi32(begin[r]);
+#pragma GCC unroll 16
+        for (size_t i = 0; i < kLength; ++i, points += kPanel * 4) {
+          const __m256i p0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(points));
+          const __m256i p1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(points + 32));
+#pragma GCC unroll 4
+          for (size_t r = 0; r < kRows; ++r) {
+            int32_t four;
+            std::memcpy(&four, query + r * kBlock + (quad + i) * 4, 4);
+            const __m256i q = _mm256_set1_epi32(four);
+            part[r][0] = _mm256_add_epi16(part[r][0], _mm256_maddubs_epi16(p0, q));
+            part[r][1] = _mm256_add_epi16(part[r][1], _mm256_maddubs_epi16(p1, q));
+            asm("" : "+x"(part[r][0]), "+x"(part[r][1]));
+          }
+        }
+#pragma GCC unroll 4
+        for (size_t r = 0; r < kRows; ++r) {
+          sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(part[r][0], ones));
+          sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(part[r][1], ones));
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (size_t r = 0; r < kRows; ++r) {
+      __m256i* to = reinterpret_cast<__m256i*>(product + r * kPanel + half * 16);
+      _mm256_store_si256(to, sum[r][0]);
+      _mm256_store_si256(to + 1, sum[r][1]);
+    }
+  }
+}
+
+// The longest span that fits for these codes.
+size_t SpanFor(const SpanSquares& queries, const SpanSquares& points) {
+  constexpr uint64_t kMost = 32767ull * 32767ull;
+  size_t span = 0;
+  while (span + 1 < kSpans && uint64_t{queries[span]} * points[span] > kMost) ++span;
+  return span;
+}
+
+// Eight coordinates from i on, zeros past the end.
+EBMVK_AVX2 inline __m256 Load8(const float* row, size_t d, size_t i) {
+  if (i + 8 <= d) return _mm256_loadu_ps(row + i);
+  float rest[8] = {};
+  std::copy(row + i, row + d, rest);
+  return _mm256_loadu_ps(rest);
+}
+
+EBMVK_AVX2 inline double SumOf(__m256d v) {
+  double four[4];
+  _mm256_storeu_pd(four, v);
+  return (four[0] + four[1]) + (four[2] + four[3]);
+}
+
+EBMVK_AVX2 Rounded RoundRow(const float* row, size_t d, int levels, int8_t* code) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  __m256 largest = _mm256_setzero_ps();
+  for (size_t i = 0; i < d; i += 8) largest = _mm256_max_ps(_mm256_andnot_ps(sign, Load8(row, d, i)), largest);
+  float lane[8];
+  _mm256_storeu_ps(lane, largest);
+  const float top = static_cast<float>(levels);
+  const float step = *std::max_element(lane, lane + 8) / top, inverse = step > 0 ? 1 / step : 0.0f;
+  __m256d residual = _mm256_setzero_pd(), rounded = residual, exact = residual;
+  for (size_t i = 0; i < d; i += 8) {
+    const __m256 v = Load8(row, d, i);
+    const __m256 within = _mm256_max_ps(_mm256_mul_ps(v, _mm256_set1_ps(inverse)), _mm256_set1_ps(-top));
+    const __m256i nearest = _mm256_cvtps_epi32(_mm256_min_ps(within, _mm256_set1_ps(top)));
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(nearest), _mm256_extracti128_si256(nearest, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(code + i), _mm_packs_epi16(words, words));
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m256d value = _mm256_cvtps_pd(half ? _mm256_extractf128_ps(v, 1) : _mm256_castps256_ps128(v));
+      const __m256d whole =
+          _mm256_cvtepi32_pd(half ? _mm256_extracti128_si256(nearest, 1) : _mm256_castsi256_si128(nearest));
+      const __m256d near = _mm256_mul_pd(whole, _mm256_set1_pd(step)), gone = _mm256_sub_pd(value, near);
+      residual = _mm256_fmadd_pd(gone, gone, residual);
+      rounded = _mm256_fmadd_pd(near, near, rounded);
+      exact = _mm256_fmadd_pd(value, value, exact);
+    }
+  }
+  const auto up = [](double squares) { return static_cast<float>(std::sqrt(squares) * kInflate); };
+  return {step, up(SumOf(residual)), up(SumOf(exact)), up(SumOf(rounded))};
+}
+
+// Four coordinates of two times four points are loaded and transposed within 128-bit lanes, twice.
+EBMVK_AVX2 void Score16(const float* query, const float* const (&row)[16], const float* const (&next)[16], size_t d,
+                        const float (&scale)[16], const float (&bias)[16], float* out) {
+  __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+  size_t i = 0;
+  for (; i + 4 <= d; i += 4) {
+#pragma GCC unroll 4
+    for (size_t r = 0; r < 4; ++r) __builtin_prefetch(next[i % 16 + r] + i / 16 * 16);
+#pragma GCC unroll 2
+    for (size_t half = 0; half < 2; ++half) {
+      const float* const* from = row + half * 8;
+      __m256 a[4];
+#pragma GCC unroll 4
+      for (size_t r = 0; r < 4; ++r) {
+        a[r] =
+            _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from[r] + i)), _mm_loadu_ps(from[4 + r] + i), 1);
+      }
+      const __m256d low01 = _mm256_castps_pd(_mm256_unpacklo_ps(a[0], a[1]));
+      const __m256d low23 = _mm256_castps_pd(_mm256_unpacklo_ps(a[2], a[3]));
+      const __m256d high01 = _mm256_castps_pd(_mm256_unpackhi_ps(a[0], a[1]));
+      const __m256d high23 = _mm256_castps_pd(_mm256_unpackhi_ps(a[2], a[3]));
+      const __m256 v[4] = {
+          _mm256_castpd_ps(_mm256_unpacklo_pd(low01, low23)), _mm256_castpd_ps(_mm256_unpackhi_pd(low01, low23)),
+          _mm256_castpd_ps(_mm256_unpacklo_pd(high01, high23)), _mm256_castpd_ps(_mm256_unpackhi_pd(high01, high23))};
+#pragma GCC unroll 4
+      for (size_t j = 0; j < 4; ++j) sum[half] = _mm256_fmadd_ps(_mm256_set1_ps(query[i + j]), v[j], sum[half]);
+    }
+  }
+  _mm256_storeu_ps(out, sum[0]);
+  _mm256_storeu_ps(out + 8, sum[1]);
+  for (size_t h = 0; h < 16; ++h) {
+    for (size_t j = i; j < d; ++j) out[h] = __builtin_fmaf(query[j], row[h][j], out[h]);
+    out[h] = __builtin_fmaf(out[h], scale[h], bias[h]);
+  }
+}
+
+EBMVK_AVX2 size_t CountReaching(const float* values, size_t count, float bar) {
+  size_t reach = 0;
+  for (size_t i = 0; i < count; i += 8) {
+    const __m256 in = _mm256_cmp_ps(_mm256_loadu_ps(values + i), _mm256_set1_ps(bar), _CMP_GE_OQ);
+    reach += static_cast<size_t>(__builtin_popcount(static_cast<unsigned>(_mm256_movemask_ps(in))));
+  }
+  return reach;
+}
+
+}  // namespace
+
+const CoarseLoops& Avx2Loops() {
+  static const CoarseLoops loops = {RoundRow, Score16, CountReaching};
+  return loops;
+}
+
+EBMVK_AVX2 unsigned BoundRowAvx2(const int32_t* product, const Coefficients& points, const QueryBound& query,
+                                 float* largest, float* high) {
+  const __m256 bar = _mm256_set1_ps(query.bar), step = _mm256_set1_ps(query.step);
+  const __m256 norm = _mm256_set1_ps(query.norm), residual = _mm256_set1_ps(query.residual);
+  unsigned in = 0;
+#pragma GCC unroll 4
+  for (size_t c = 0; c < kPanel; c += 8) {
+    const __m256 whole = _mm256_cvtepi32_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(product + c)));
+    const __m256 middle =
+        _mm256_fmadd_ps(_mm256_mul_ps(step, _mm256_load_ps(points.slope + c)), whole, _mm256_load_ps(points.bias + c));
+    __m256 bound = _mm256_fmadd_ps(norm, _mm256_load_ps(points.of_norm + c), _mm256_load_ps(points.constant + c));
+    bound = _mm256_fmadd_ps(residual, _mm256_load_ps(points.of_residual + c), bound);
+    const __m256 upper = _mm256_add_ps(middle, bound);
+    _mm256_store_ps(high + c, upper);
+    _mm256_storeu_ps(largest + c, _mm256_max_ps(_mm256_sub_ps(middle, bound), _mm256_loadu_ps(largest + c)));
+    in |= static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(upper, bar, _CMP_GE_OQ))) << c;
+  }
+  return in;
+}
+
+void RaiseSquares(const int8_t* code, size_t blocks, SpanSquares& most) {
+  for (size_t span = 0; span + 1 < kSpans; ++span) {
+    const size_t length = kSpan[span] * 4;
+    for (const int8_t* from = code; from != code + blocks * kBlock; from += length) {
+      uint32_t sum[2] = {0, 0};
+      for (size_t i = 0; i < length; ++i) sum[i / 2 % 2] += static_cast<uint32_t>(from[i] * from[i]);
+      most[span] = std::max({most[span], sum[0], sum[1]});
+    }
+  }
+}
+
+Avx2Queries::Avx2Queries(size_t tiles, size_t blocks_)
+    : blocks(blocks_), squares(tiles * kTile / kRows, SpanSquares{}) {
+  for (size_t span = 0; span < kSpans; ++span) shifts[span].resize(tiles * blocks * (kQuads / kSpan[span]) * kTile, 0);
+}
+
+const int32_t* Avx2Queries::shift(size_t span, size_t row) const {
+  return shifts[span].data() + row / kTile * blocks * (kQuads / kSpan[span]) * kTile + row % kTile;
+}
+
+void Avx2Queries::Set(size_t row, const int8_t* code) {
+  RaiseSquares(code, blocks, squares[row / kRows]);
+  for (size_t span = 0; span < kSpans; ++span) {
+    const size_t length = kSpan[span] * 4;
+    int32_t* to = shifts[span].data() + (shift(span, row) - shifts[span].data());
+    for (size_t from = 0; from < blocks * kBlock; from += length, to += kTile) {
+      int sum[2] = {0, 0};
+      for (size_t i = 0; i < length; ++i) sum[i / 2 % 2] += code[from + i];
+      const uint16_t lanes[2] = {static_cast<uint16_t>(-128 * sum[0]), static_cast<uint16_t>(-128 * sum[1])};
+      std::memcpy(to, lanes, 4);
+    }
+  }
+}
+
+void Avx2Product(const Avx2Queries& queries, size_t first, size_t rows, const int8_t* codes, const uint8_t* panel,
+                 const SpanSquares& most, int32_t* product) {
+  for (size_t r = 0; r < rows; r += kRows, product += kRows * kPanel) {
+    const size_t row = first + r, span = SpanFor(queries.squares[row / kRows], most);
+    const int8_t* query = codes + (r / kTile * queries.blocks * kTile + r % kTile) * kBlock;
+    const int32_t* shift = queries.shift(span, row);
+    switch (span) {
+      case 0: Rows<kSpan[0]>(query, shift, panel, queries.blocks, product); break;
+      case 1: Rows<kSpan[1]>(query, shift, panel, queries.blocks, product); break;
+      case 2: Rows<kSpan[2]>(query, shift, panel, queries.blocks, product); break;
+      default: Rows<kSpan[3]>(query, shift, panel, queries.blocks, product);
+    }
+  }
+}
+
+}  // namespace ebmvk
+#endif
