@@ -36,6 +36,7 @@
 #include "cpu/coarse_codes.h"
 #include "cpu/coarse_loops.h"
 #include "cpu/coarse_product.h"
+#include "cpu/coarse_rescore.h"
 #include "cpu/thread_pool.h"
 #include "cpu/topk_select.h"
 
@@ -60,56 +61,6 @@ constexpr size_t kBatch = 1024;
 constexpr size_t kFirstPart = 16;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// A point, and the upper end of the interval of its float32 score.
-struct Candidate {
-  float high;
-  uint32_t id;
-};
-
-// Appends the float32 scores of candidates to `hits`.
-void Rescore(const TopKProblem& p, size_t query, const Candidate* first, size_t count, std::vector<Hit>& hits) {
-  const auto rows = [&](size_t from, const float*(&row)[16]) {
-    for (size_t h = 0; h < 16; ++h) {
-      row[h] = p.points + static_cast<size_t>(first[std::min(from + h, count - 1)].id) * p.d;
-    }
-  };
-  const float *row[16], *next[16];
-  for (size_t at = 0; at < count; at += 16) {
-    rows(at, row);
-    rows(at + 16, next);
-    float scale[16] = {}, bias[16] = {}, score[16];
-    const size_t some = std::min<size_t>(16, count - at);
-    for (size_t h = 0; h < some; ++h) {
-      const uint32_t id = first[at + h].id;
-      scale[h] = p.scale ? p.scale[id] : 1.0f;
-      bias[h] = p.bias ? p.bias[id] : 0.0f;
-    }
-    LoopsInUse().score16(p.queries + query * p.d, row, next, p.d, scale, bias, score);
-    for (size_t h = 0; h < some; ++h) hits.push_back({score[h], first[at + h].id});
-  }
-}
-
-// Moves the k points that are likely the best to the front, appends their scores to `hits`, and
-// returns the lowest of these, which is a bar. `count` is at least k.
-float RescoreBest(const TopKProblem& p, size_t query, Candidate* first, size_t count, std::vector<Hit>& hits) {
-  std::nth_element(first, first + (p.k - 1), first + count,
-                   [](const Candidate& a, const Candidate& b) { return a.high > b.high; });
-  Rescore(p, query, first, p.k, hits);
-  float least = hits.front().score;
-  for (const Hit& hit : hits) least = std::min(least, hit.score);
-  return least;
-}
-
-// Copies the candidates that can reach `bar`, without branches; returns the end of the copies. `to`
-// may equal `first`.
-Candidate* Keep(const Candidate* first, const Candidate* last, float bar, Candidate* to) {
-  for (; first != last; ++first) {
-    *to = *first;
-    to += !(first->high < bar);
-  }
-  return to;
-}
 
 // What one thread knows about the rows of a batch: the groups' largest lower ends, and the
 // candidates.
@@ -313,36 +264,37 @@ void RaiseBars(const Batch& b, size_t row, const AllFindings& all) {
   }
 }
 
-// The exact top-k of one row from what the threads found; false if the bound doesn't prove one.
-bool Finish(const TopKProblem& p, size_t query, size_t row, const AllFindings& all, float* scores, int64_t* ids) {
-  thread_local std::vector<Candidate> candidates;
-  thread_local std::vector<Hit> hits;
+// Of one row, what the threads found: the k candidates that are likely the best are scored, and of
+// the others those are kept that can still be among the best. False if the bound doesn't prove that
+// the top-k is among these.
+bool Prepare(const TopKProblem& p, size_t query, size_t row, const AllFindings& all, Remaining& found) {
   float bar = -kInfinity;
   size_t count = 0;
-  for (const auto& found : all) {
-    if (!found) continue;
-    bar = std::max(bar, found->bar(row));
-    count += static_cast<size_t>(found->end(row) - found->begin(row));
+  for (const auto& of_thread : all) {
+    if (!of_thread) continue;
+    bar = std::max(bar, of_thread->bar(row));
+    count += static_cast<size_t>(of_thread->end(row) - of_thread->begin(row));
   }
   if (!(bar < kInfinity)) return false;
+  thread_local std::vector<Candidate> candidates;
   candidates.resize(count + 1);
-  Candidate* last = candidates.data();
-  for (const auto& found : all) {
-    if (found) last = Keep(found->begin(row), found->end(row), bar, last);
+  Candidate *first = candidates.data(), *last = first;
+  for (const auto& of_thread : all) {
+    if (of_thread) last = Keep(of_thread->begin(row), of_thread->end(row), bar, last);
   }
-  Candidate* first = candidates.data();
   if (static_cast<size_t>(last - first) < p.k) return false;
-  hits.clear();
-  bar = RescoreBest(p, query, first, static_cast<size_t>(last - first), hits);
+  bar = RescoreBest(p, query, first, static_cast<size_t>(last - first), found.hits);
   first += p.k;
-  last = Keep(first, last, bar, first);
-  Rescore(p, query, first, static_cast<size_t>(last - first), hits);
+  found.rest.assign(first, Keep(first, last, bar, first));
+  return true;
+}
+
+void Finish(const TopKProblem& p, std::vector<Hit>& hits, float* scores, int64_t* ids) {
   std::partial_sort(hits.begin(), hits.begin() + static_cast<std::ptrdiff_t>(p.k), hits.end(), Better);
   for (size_t j = 0; j < p.k; ++j) {
     scores[j] = hits[j].score;
     ids[j] = hits[j].id;
   }
-  return true;
 }
 
 // A stride near the golden ratio of `count` that has no common factor with it, so that its
@@ -384,10 +336,15 @@ void CoarseBatch(const TopKProblem& p, const CoarsePoints& points, size_t first,
     raise();
   }
   take(0, sample, true);
+  std::vector<Remaining> found(rows);
   pool.Run(rows, [&](size_t row, size_t) {
     const size_t query = first + row;
-    failed[query] =
-        !(queries.norm[row] <= kMostMagnitude && Finish(p, query, row, all, scores + query * p.k, ids + query * p.k));
+    failed[query] = !(queries.norm[row] <= kMostMagnitude && Prepare(p, query, row, all, found[row]));
+  });
+  RescoreRest(p, first, found);
+  pool.Run(rows, [&](size_t row, size_t) {
+    const size_t query = first + row;
+    if (!failed[query]) Finish(p, found[row].hits, scores + query * p.k, ids + query * p.k);
   });
 }
 

@@ -131,7 +131,23 @@ EBMVK_AVX2 Rounded RoundRow(const float* row, size_t d, int levels, int8_t* code
   return {step, up(SumOf(residual)), up(SumOf(exact)), up(SumOf(rounded))};
 }
 
-// Four coordinates of two times four points are loaded and transposed within 128-bit lanes, twice.
+// column[j][c] = from[c][j]: four coordinates of eight rows, transposed within 128-bit lanes.
+EBMVK_AVX2 inline void LoadColumns(const float* const* from, size_t i, __m256 (&column)[4]) {
+  __m256 a[4];
+#pragma GCC unroll 4
+  for (size_t r = 0; r < 4; ++r) {
+    a[r] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from[r] + i)), _mm_loadu_ps(from[4 + r] + i), 1);
+  }
+  const __m256d low01 = _mm256_castps_pd(_mm256_unpacklo_ps(a[0], a[1]));
+  const __m256d low23 = _mm256_castps_pd(_mm256_unpacklo_ps(a[2], a[3]));
+  const __m256d high01 = _mm256_castps_pd(_mm256_unpackhi_ps(a[0], a[1]));
+  const __m256d high23 = _mm256_castps_pd(_mm256_unpackhi_ps(a[2], a[3]));
+  column[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(low01, low23));
+  column[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low01, low23));
+  column[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(high01, high23));
+  column[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(high01, high23));
+}
+
 EBMVK_AVX2 void Score16(const float* query, const float* const (&row)[16], const float* const (&next)[16], size_t d,
                         const float (&scale)[16], const float (&bias)[16], float* out) {
   __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
@@ -141,20 +157,8 @@ EBMVK_AVX2 void Score16(const float* query, const float* const (&row)[16], const
     for (size_t r = 0; r < 4; ++r) __builtin_prefetch(next[i % 16 + r] + i / 16 * 16);
 #pragma GCC unroll 2
     for (size_t half = 0; half < 2; ++half) {
-      const float* const* from = row + half * 8;
-      __m256 a[4];
-#pragma GCC unroll 4
-      for (size_t r = 0; r < 4; ++r) {
-        a[r] =
-            _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from[r] + i)), _mm_loadu_ps(from[4 + r] + i), 1);
-      }
-      const __m256d low01 = _mm256_castps_pd(_mm256_unpacklo_ps(a[0], a[1]));
-      const __m256d low23 = _mm256_castps_pd(_mm256_unpacklo_ps(a[2], a[3]));
-      const __m256d high01 = _mm256_castps_pd(_mm256_unpackhi_ps(a[0], a[1]));
-      const __m256d high23 = _mm256_castps_pd(_mm256_unpackhi_ps(a[2], a[3]));
-      const __m256 v[4] = {
-          _mm256_castpd_ps(_mm256_unpacklo_pd(low01, low23)), _mm256_castpd_ps(_mm256_unpackhi_pd(low01, low23)),
-          _mm256_castpd_ps(_mm256_unpacklo_pd(high01, high23)), _mm256_castpd_ps(_mm256_unpackhi_pd(high01, high23))};
+      __m256 v[4];
+      LoadColumns(row + half * 8, i, v);
 #pragma GCC unroll 4
       for (size_t j = 0; j < 4; ++j) sum[half] = _mm256_fmadd_ps(_mm256_set1_ps(query[i + j]), v[j], sum[half]);
     }
@@ -163,6 +167,28 @@ EBMVK_AVX2 void Score16(const float* query, const float* const (&row)[16], const
   _mm256_storeu_ps(out + 8, sum[1]);
   for (size_t h = 0; h < 16; ++h) {
     for (size_t j = i; j < d; ++j) out[h] = __builtin_fmaf(query[j], row[h][j], out[h]);
+    out[h] = __builtin_fmaf(out[h], scale[h], bias[h]);
+  }
+}
+
+EBMVK_AVX2 void ScorePairs16(const float* const (&query)[16], const float* const (&row)[16], size_t d,
+                             const float (&scale)[16], const float (&bias)[16], float* out) {
+  __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+  size_t i = 0;
+  for (; i + 4 <= d; i += 4) {
+#pragma GCC unroll 2
+    for (size_t half = 0; half < 2; ++half) {
+      __m256 q[4], v[4];
+      LoadColumns(query + half * 8, i, q);
+      LoadColumns(row + half * 8, i, v);
+#pragma GCC unroll 4
+      for (size_t j = 0; j < 4; ++j) sum[half] = _mm256_fmadd_ps(q[j], v[j], sum[half]);
+    }
+  }
+  _mm256_storeu_ps(out, sum[0]);
+  _mm256_storeu_ps(out + 8, sum[1]);
+  for (size_t h = 0; h < 16; ++h) {
+    for (size_t j = i; j < d; ++j) out[h] = __builtin_fmaf(query[h][j], row[h][j], out[h]);
     out[h] = __builtin_fmaf(out[h], scale[h], bias[h]);
   }
 }
@@ -179,7 +205,7 @@ EBMVK_AVX2 size_t CountReaching(const float* values, size_t count, float bar) {
 }  // namespace
 
 const CoarseLoops& Avx2Loops() {
-  static const CoarseLoops loops = {RoundRow, Score16, CountReaching};
+  static const CoarseLoops loops = {RoundRow, Score16, ScorePairs16, CountReaching};
   return loops;
 }
 

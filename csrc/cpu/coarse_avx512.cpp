@@ -84,7 +84,7 @@ EBMVK_AVX512 size_t CountReaching(const float* values, size_t count, float bar) 
 }  // namespace
 
 const CoarseLoops& Avx512Loops() {
-  static const CoarseLoops loops = {RoundRow, Score16, CountReaching};
+  static const CoarseLoops loops = {RoundRow, Score16, nullptr, CountReaching};
   return loops;
 }
 
