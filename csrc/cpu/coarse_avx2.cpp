@@ -6,7 +6,7 @@
 // the sum, without the shift by 128, lies within 16 bits, because sums are right modulo 2^16: the
 // lane starts at minus the shift's share (-128 times its query codes). By Cauchy-Schwarz, a lane's
 // sum is at most the length of its point codes times the length of its query codes. The longest
-// span for which that holds for a panel and four queries is used. For two quads it always holds:
+// span for which that holds for a panel and three queries is used. For two quads it always holds:
 // 4 * 127 * 64 = 32,512 < 2^15.
 //
 // So two instructions do 32 multiply-adds, where float32 takes four, and eight quads share the two
@@ -31,51 +31,70 @@ namespace {
 constexpr size_t kQuads = kBlock / 4;  // in a block
 constexpr size_t kRows = Avx2Queries::kRows;
 
-// kRows queries and 16 points at a time: 8 sums in 16 bits stay in registers, those in 32 bits need
-// not. The empty assembly keeps the compiler from adding in an order that needs more registers.
-template <size_t kLength>
-EBMVK_AVX2 void Rows(const int8_t* queries, const int32_t* shift, const uint8_t* panel, size_t blocks,
+// kTall queries and a panel at a time: at most 12 sums in 16 bits stay in registers, those in 32 bits
+// need not. The empty assembly keeps the compiler from adding in an order that needs more registers.
+template <size_t kTall, size_t kLength>
+EBMVK_AVX2 void Rows(const int8_t* query, const int32_t* shift, const uint8_t* points, size_t blocks,
                      int32_t* product) {
+  constexpr size_t kWide = kPanel / 8;
   const __m256i ones = _mm256_set1_epi16(1);
-  for (size_t half = 0; half < 2; ++half) {
-    const uint8_t* points = panel + half * 64;
-    const int8_t* query = queries;
-    const int32_t* begin = shift;
-    __m256i sum[kRows][2];
+  __m256i sum[kTall][kWide];
+#pragma GCC unroll 3
+  for (size_t r = 0; r < kTall; ++r) {
 #pragma GCC unroll 4
-    for (size_t r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-    for (size_t block = 0; block < blocks; ++block, query += kTile * kBlock) {
-      for (size_t quad = 0; quad < kQuads; quad += kLength, begin += kTile) {
-        __m256i part[kRows][2];
+    for (size_t c = 0; c < kWide; ++c) sum[r][c] = _mm256_setzero_si256();
+  }
+  for (size_t block = 0; block < blocks; ++block, query += kTile * kBlock) {
+    for (size_t quad = 0; quad < kQuads; quad += kLength, shift += kTile) {
+      __m256i part[kTall][kWide];
+#pragma GCC unroll 3
+      for (size_t r = 0; r < kTall; ++r) {
+        const __m256i begin = _mm256_set1_epi32(shift[r]);
 #pragma GCC unroll 4
-        for (size_t r = 0; r < kRows; ++r) part[r][0] = part[r][1] = _mm256_set1_epi32(begin[r]);
+        for (size_t c = 0; c < kWide; ++c) part[r][c] = begin;
+      }
 #pragma GCC unroll 16
-        for (size_t i = 0; i < kLength; ++i, points += kPanel * 4) {
-          const __m256i p0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(points));
-          const __m256i p1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(points + 32));
+      for (size_t i = 0; i < kLength; ++i, points += kPanel * 4) {
+        __m256i p[kWide];
 #pragma GCC unroll 4
-          for (size_t r = 0; r < kRows; ++r) {
-            int32_t four;
-            std::memcpy(&four, query + r * kBlock + (quad + i) * 4, 4);
-            const __m256i q = _mm256_set1_epi32(four);
-            part[r][0] = _mm256_add_epi16(part[r][0], _mm256_maddubs_epi16(p0, q));
-            part[r][1] = _mm256_add_epi16(part[r][1], _mm256_maddubs_epi16(p1, q));
-            asm("" : "+x"(part[r][0]), "+x"(part[r][1]));
+        for (size_t c = 0; c < kWide; ++c) p[c] = _mm256_load_si256(reinterpret_cast<const __m256i*>(points) + c);
+#pragma GCC unroll 3
+        for (size_t r = 0; r < kTall; ++r) {
+          int32_t four;
+          std::memcpy(&four, query + r * kBlock + (quad + i) * 4, 4);
+          const __m256i q = _mm256_set1_epi32(four);
+#pragma GCC unroll 4
+          for (size_t c = 0; c < kWide; ++c) {
+            part[r][c] = _mm256_add_epi16(part[r][c], _mm256_maddubs_epi16(p[c], q));
+            asm("" : "+x"(part[r][c]));
           }
         }
+      }
+#pragma GCC unroll 3
+      for (size_t r = 0; r < kTall; ++r) {
 #pragma GCC unroll 4
-        for (size_t r = 0; r < kRows; ++r) {
-          sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(part[r][0], ones));
-          sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(part[r][1], ones));
+        for (size_t c = 0; c < kWide; ++c) {
+          sum[r][c] = _mm256_add_epi32(sum[r][c], _mm256_madd_epi16(part[r][c], ones));
         }
       }
     }
+  }
+#pragma GCC unroll 3
+  for (size_t r = 0; r < kTall; ++r) {
+    __m256i* to = reinterpret_cast<__m256i*>(product + r * kPanel);
 #pragma GCC unroll 4
-    for (size_t r = 0; r < kRows; ++r) {
-      __m256i* to = reinterpret_cast<__m256i*>(product + r * kPanel + half * 16);
-      _mm256_store_si256(to, sum[r][0]);
-      _mm256_store_si256(to + 1, sum[r][1]);
-    }
+    for (size_t c = 0; c < kWide; ++c) _mm256_store_si256(to + c, sum[r][c]);
+  }
+}
+
+// Rows() for one to three queries.
+template <size_t kLength>
+void RowsOf(size_t tall, const int8_t* query, const int32_t* shift, const uint8_t* panel, size_t blocks,
+            int32_t* product) {
+  switch (tall) {
+    case 1: return Rows<1, kLength>(query, shift, panel, blocks, product);
+    case 2: return Rows<2, kLength>(query, shift, panel, blocks, product);
+    default: return Rows<3, kLength>(query, shift, panel, blocks, product);
   }
 }
 
@@ -171,11 +190,14 @@ EBMVK_AVX2 void Score16(const float* query, const float* const (&row)[16], const
   }
 }
 
-EBMVK_AVX2 void ScorePairs16(const float* const (&query)[16], const float* const (&row)[16], size_t d,
-                             const float (&scale)[16], const float (&bias)[16], float* out) {
+EBMVK_AVX2 void ScorePairs16(const float* const (&query)[16], const float* const (&row)[16],
+                             const float* const (&next)[16], size_t d, const float (&scale)[16],
+                             const float (&bias)[16], float* out) {
   __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
   size_t i = 0;
   for (; i + 4 <= d; i += 4) {
+#pragma GCC unroll 4
+    for (size_t r = 0; r < 4; ++r) __builtin_prefetch(next[i % 16 + r] + i / 16 * 16);
 #pragma GCC unroll 2
     for (size_t half = 0; half < 2; ++half) {
       __m256 q[4], v[4];
@@ -240,8 +262,7 @@ void RaiseSquares(const int8_t* code, size_t blocks, SpanSquares& most) {
   }
 }
 
-Avx2Queries::Avx2Queries(size_t tiles, size_t blocks_)
-    : blocks(blocks_), squares(tiles * kTile / kRows, SpanSquares{}) {
+Avx2Queries::Avx2Queries(size_t tiles, size_t blocks_) : blocks(blocks_), squares(tiles * kGroups, SpanSquares{}) {
   for (size_t span = 0; span < kSpans; ++span) shifts[span].resize(tiles * blocks * (kQuads / kSpan[span]) * kTile, 0);
 }
 
@@ -250,7 +271,7 @@ const int32_t* Avx2Queries::shift(size_t span, size_t row) const {
 }
 
 void Avx2Queries::Set(size_t row, const int8_t* code) {
-  RaiseSquares(code, blocks, squares[row / kRows]);
+  RaiseSquares(code, blocks, squares[Group(row)]);
   for (size_t span = 0; span < kSpans; ++span) {
     const size_t length = kSpan[span] * 4;
     int32_t* to = shifts[span].data() + (shift(span, row) - shifts[span].data());
@@ -265,16 +286,20 @@ void Avx2Queries::Set(size_t row, const int8_t* code) {
 
 void Avx2Product(const Avx2Queries& queries, size_t first, size_t rows, const int8_t* codes, const uint8_t* panel,
                  const SpanSquares& most, int32_t* product) {
-  for (size_t r = 0; r < rows; r += kRows, product += kRows * kPanel) {
-    const size_t row = first + r, span = SpanFor(queries.squares[row / kRows], most);
-    const int8_t* query = codes + (r / kTile * queries.blocks * kTile + r % kTile) * kBlock;
+  const size_t blocks = queries.blocks;
+  for (size_t r = 0; r < rows;) {
+    const size_t row = first + r, tall = std::min({kRows, rows - r, kTile - r % kTile});
+    const size_t span = SpanFor(queries.squares[Avx2Queries::Group(row)], most);
+    const int8_t* query = codes + (r / kTile * blocks * kTile + r % kTile) * kBlock;
     const int32_t* shift = queries.shift(span, row);
+    int32_t* to = product + r * kPanel;
     switch (span) {
-      case 0: Rows<kSpan[0]>(query, shift, panel, queries.blocks, product); break;
-      case 1: Rows<kSpan[1]>(query, shift, panel, queries.blocks, product); break;
-      case 2: Rows<kSpan[2]>(query, shift, panel, queries.blocks, product); break;
-      default: Rows<kSpan[3]>(query, shift, panel, queries.blocks, product);
+      case 0: RowsOf<kSpan[0]>(tall, query, shift, panel, blocks, to); break;
+      case 1: RowsOf<kSpan[1]>(tall, query, shift, panel, blocks, to); break;
+      case 2: RowsOf<kSpan[2]>(tall, query, shift, panel, blocks, to); break;
+      default: RowsOf<kSpan[3]>(tall, query, shift, panel, blocks, to);
     }
+    r += tall;
   }
 }
 

@@ -26,7 +26,9 @@ void RaiseSquares(const int8_t* code, size_t blocks, SpanSquares& most);
 
 // What the products need to know of queries besides their codes.
 struct Avx2Queries {
-  static constexpr size_t kRows = 4;  // queries in registers together
+  static constexpr size_t kRows = 3;  // queries of a tile in registers together: a group
+  static constexpr size_t kGroups = (kTile + kRows - 1) / kRows;
+  static size_t Group(size_t row) { return row / kTile * kGroups + row % kTile / kRows; }
 
   Avx2Queries() = default;
   Avx2Queries(size_t tiles, size_t blocks);
@@ -37,7 +39,7 @@ struct Avx2Queries {
   size_t blocks = 0;
   LineVector<int32_t>
       shifts[kSpans];  // (tiles, spans in a row, kTile): minus what adding 128 to bytes adds, twice 16 bits
-  std::vector<SpanSquares> squares;  // for each kRows queries
+  std::vector<SpanSquares> squares;  // for each group
 };
 
 // As Product in coarse_product.h, for rows first .. first + rows - 1 of the queries; `first` is a

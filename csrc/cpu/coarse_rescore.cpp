@@ -65,18 +65,20 @@ struct Places {
 void ScorePlaces(const TopKProblem& p, size_t first, const Place* begin, const Place* end,
                  std::vector<Remaining>& rows) {
   for (; begin < end; begin += 16) {
-    const float *query[16], *point[16];
+    const float *query[16], *point[16], *next[16];
     float scale[16], bias[16], score[16];
     const size_t some = std::min<size_t>(16, static_cast<size_t>(end - begin));
     for (size_t h = 0; h < 16; ++h) {
       const Place place = begin[std::min(h, some - 1)];
       const size_t id = rows[place.row].rest[place.at].id;
+      const Place& later = begin[std::min<size_t>(16 + h, static_cast<size_t>(end - begin) - 1)];
       query[h] = p.queries + (first + place.row) * p.d;
+      next[h] = p.queries + (first + later.row) * p.d;
       point[h] = p.points + id * p.d;
       scale[h] = p.scale ? p.scale[id] : 1.0f;
       bias[h] = p.bias ? p.bias[id] : 0.0f;
     }
-    LoopsInUse().score_pairs16(query, point, p.d, scale, bias, score);
+    LoopsInUse().score_pairs16(query, point, next, p.d, scale, bias, score);
     for (size_t h = 0; h < some; ++h) rows[begin[h].row].rest[begin[h].at].high = score[h];
   }
 }
