@@ -1,13 +1,15 @@
 // Why 16 bits are enough. vpmaddubsw multiplies unsigned by signed bytes and adds two neighbouring
-// products in 16 bits, with saturation. Points have bytes up to 255 (code + 128), queries up to 64
-// in size, and 2 * 255 * 64 = 32,640 < 2^15. So no pair saturates.
+// products in 16 bits, with saturation. Points have bytes up to 255 (code + 128), and two
+// neighbouring codes of a query have sizes that add up to 128 at most (a step is a 127th of the
+// largest pair, and rounding adds a half to each code). 255 * 128 = 32,640 < 2^15, so no pair
+// saturates.
 //
 // The pairs of several quads are then added in 16 bits, and may wrap around. That is harmless if
 // the sum, without the shift by 128, lies within 16 bits, because sums are right modulo 2^16: the
 // lane starts at minus the shift's share (-128 times its query codes). By Cauchy-Schwarz, a lane's
 // sum is at most the length of its point codes times the length of its query codes. The longest
 // span for which that holds for a panel and three queries is used. For two quads it always holds:
-// 4 * 127 * 64 = 32,512 < 2^15.
+// 2 * 127 * 128 = 32,512 < 2^15.
 //
 // So two instructions do 32 multiply-adds, where float32 takes four, and eight quads share the two
 // that widen to 32 bits.
@@ -120,14 +122,25 @@ EBMVK_AVX2 inline double SumOf(__m256d v) {
   return (four[0] + four[1]) + (four[2] + four[3]);
 }
 
-EBMVK_AVX2 Rounded RoundRow(const float* row, size_t d, int levels, int8_t* code) {
-  const __m256 sign = _mm256_set1_ps(-0.0f);
-  __m256 largest = _mm256_setzero_ps();
-  for (size_t i = 0; i < d; i += 8) largest = _mm256_max_ps(_mm256_andnot_ps(sign, Load8(row, d, i)), largest);
+EBMVK_AVX2 inline float Largest(__m256 v) {
   float lane[8];
-  _mm256_storeu_ps(lane, largest);
-  const float top = static_cast<float>(levels);
-  const float step = *std::max_element(lane, lane + 8) / top, inverse = step > 0 ? 1 / step : 0.0f;
+  _mm256_storeu_ps(lane, v);
+  return *std::max_element(lane, lane + 8);
+}
+
+EBMVK_AVX2 Rounded RoundRow(const float* row, size_t d, bool pairs, int8_t* code) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  __m256 sizes[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};  // of coordinates, and of pairs
+  for (size_t i = 0; i < d; i += 8) {
+    const __m256 size = _mm256_andnot_ps(sign, Load8(row, d, i));
+    sizes[0] = _mm256_max_ps(size, sizes[0]);
+    sizes[1] = _mm256_max_ps(_mm256_add_ps(size, _mm256_permute_ps(size, 0xb1)), sizes[1]);
+  }
+  const float of_pair = Largest(sizes[1]);
+  // Steps that underflow are not exact enough for the limit of a pair.
+  const bool fine = pairs && of_pair > 1e-30f;
+  const float top = pairs && !fine ? kMostOfPair / 2 : 127;
+  const float step = fine ? of_pair / (kMostOfPair - 1) : Largest(sizes[0]) / top, inverse = step > 0 ? 1 / step : 0.0f;
   __m256d residual = _mm256_setzero_pd(), rounded = residual, exact = residual;
   for (size_t i = 0; i < d; i += 8) {
     const __m256 v = Load8(row, d, i);

@@ -10,8 +10,9 @@
 
 namespace ebmvk {
 
-// Queries have codes from -64 to 64, so that two products with a point's byte fit into 16 bits.
-constexpr int kAvx2Levels = 64;
+// The most that the sizes of two neighbouring codes of a query add up to, so that two products with
+// points' bytes fit into 16 bits.
+constexpr int kMostOfPair = 128;
 
 // A span is a number of quads whose products are added in 16 bits. The last always fits.
 constexpr size_t kSpans = 4;

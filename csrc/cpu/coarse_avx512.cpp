@@ -10,7 +10,7 @@
 namespace ebmvk {
 namespace {
 
-EBMVK_AVX512 Rounded RoundRow(const float* row, size_t d, int, int8_t* code) {
+EBMVK_AVX512 Rounded RoundRow(const float* row, size_t d, bool, int8_t* code) {
   const auto lanes = [d](size_t i) { return static_cast<__mmask16>(d - i >= 16 ? 0xffff : (1u << (d - i)) - 1); };
   __m512 most = _mm512_setzero_ps();
   for (size_t i = 0; i < d; i += 16)

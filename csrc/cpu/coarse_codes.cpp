@@ -24,7 +24,7 @@ CoarsePoints::CoarsePoints(const float* points, size_t n, size_t d)
     std::vector<int8_t> code(blocks_ * kBlock, 0);
     for (size_t c = 0; c < std::min(kPanel, n - panel * kPanel); ++c) {
       const size_t point = panel * kPanel + c;
-      const Rounded row = loops.round_row(points + point * d, d, 127, code.data());
+      const Rounded row = loops.round_row(points + point * d, d, false, code.data());
       step_[point] = row.step;
       residual_[point] = row.residual;
       norm_[point] = std::max(row.norm, row.rounded_norm);
@@ -45,7 +45,6 @@ const uint8_t* CoarsePoints::panel(size_t p) const { return packed_.data() + p *
 CoarseQueries::CoarseQueries(const float* queries, size_t rows, size_t d) : step(rows), residual(rows), norm(rows) {
   const size_t tiles = (rows + kTile - 1) / kTile, blocks = (d + kBlock - 1) / kBlock;
   const bool narrow = !ProductInUse();
-  const int levels = narrow ? kAvx2Levels : 127;
   const CoarseLoops& loops = LoopsInUse();
   if (narrow) avx2 = Avx2Queries(tiles, blocks);
   packed.resize(tiles * blocks * kTile * kBlock);
@@ -53,7 +52,7 @@ CoarseQueries::CoarseQueries(const float* queries, size_t rows, size_t d) : step
   SharedPool().Run(tiles, [&](size_t tile, size_t) {
     std::vector<int8_t> code(blocks * kBlock, 0);
     for (size_t row = tile * kTile; row < std::min(rows, (tile + 1) * kTile); ++row) {
-      const Rounded rounded = loops.round_row(queries + row * d, d, levels, code.data());
+      const Rounded rounded = loops.round_row(queries + row * d, d, narrow, code.data());
       step[row] = rounded.step;
       residual[row] = rounded.residual;
       norm[row] = rounded.norm;

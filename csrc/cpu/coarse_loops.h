@@ -30,9 +30,9 @@ struct QueryBound {
 };
 
 struct CoarseLoops {
-  // Codes of a row from -levels to levels. Writes whole vectors of at most 16 codes. AVX-512: only
-  // 127 levels.
-  Rounded (*round_row)(const float* row, size_t d, int levels, int8_t* code);
+  // Codes of a row from -127 to 127; with `pairs` (only AVX2), within kMostOfPair. Writes whole
+  // vectors of at most 16 codes.
+  Rounded (*round_row)(const float* row, size_t d, bool pairs, int8_t* code);
   // float32 scores of 16 points: sum over coordinates in order by fused multiply-adds, as in
   // topk.cpp, then fused sum * scale + bias. Prefetches the rows `next` at the same pace.
   void (*score16)(const float* query, const float* const (&row)[16], const float* const (&next)[16], size_t d,
