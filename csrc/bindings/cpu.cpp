@@ -29,8 +29,8 @@ using namespace ebmvk;
 
 namespace {
 
-// CoarseTopK rescores with fused multiply-adds; only targets with these give the same bits. AVX-512
-// in float32 is as fast as 8-bit products with AVX2.
+// CoarseTopK rescores with fused multiply-adds; only targets with these give the same bits. With
+// AVX-512, float32 needs no more instructions than 8-bit products with AVX2.
 bool UseCoarse() {
   const std::string kernel = CoarseKernel();
   return kernel == "avx2" ? Target() == "AVX2" : kernel != "none" && Target().rfind("AVX3", 0) == 0;

@@ -22,6 +22,8 @@
 // Panels are visited in an order that spreads over the store. The first ones only feed the groups,
 // so that no candidate is kept before a bar exists; they are visited again at the end.
 //
+// With AVX2 a query has fewer bits, as coarse_avx2.cpp says; the proof is the same.
+//
 // Why 8 bits and not bfloat16: the 8-bit dot product is twice as fast and reads half the bytes. Its
 // bound is wider, but leaves only hundreds of 50,000 points. Why intrinsics: Highway 1.0.3 has
 // neither product.
