@@ -24,7 +24,7 @@ def use_coarse() -> bool:
 
 def coarse_kernels() -> list[str]:
     """The compiled kernels for 8-bit products that this processor can run, best first: some of
-    "amx" and "vnni", and always "none" as the last."""
+    "amx", "vnni" and "avx2", and always "none" as the last."""
 
 def coarse_kernel() -> str: ...
 def use_coarse_kernel(name: str) -> None:

@@ -29,9 +29,12 @@ using namespace ebmvk;
 
 namespace {
 
-// CoarseTopK rescores with 16 lanes and fused multiply-adds; only targets of that kind give the
-// same bits.
-bool UseCoarse() { return CoarseKernel() != "none" && Target().rfind("AVX3", 0) == 0; }
+// CoarseTopK rescores with fused multiply-adds; only targets with these give the same bits. With
+// AVX-512, float32 needs no more instructions than 8-bit products with AVX2.
+bool UseCoarse() {
+  const std::string kernel = CoarseKernel();
+  return kernel == "avx2" ? Target() == "AVX2" : kernel != "none" && Target().rfind("AVX3", 0) == 0;
+}
 
 std::unique_ptr<CoarsePoints> NewCoarsePoints(const Floats& points) {
   if (!UseCoarse()) throw std::invalid_argument("no coarse kernel for this instruction set");

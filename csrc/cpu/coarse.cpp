@@ -22,6 +22,8 @@
 // Panels are visited in an order that spreads over the store. The first ones only feed the groups,
 // so that no candidate is kept before a bar exists; they are visited again at the end.
 //
+// With AVX2 a query has fewer bits, as coarse_avx2.cpp says; the proof is the same.
+//
 // Why 8 bits and not bfloat16: the 8-bit dot product is twice as fast and reads half the bytes. Its
 // bound is wider, but leaves only hundreds of 50,000 points. Why intrinsics: Highway 1.0.3 has
 // neither product.
@@ -34,7 +36,9 @@
 #include <numeric>
 
 #include "cpu/coarse_codes.h"
+#include "cpu/coarse_loops.h"
 #include "cpu/coarse_product.h"
+#include "cpu/coarse_rescore.h"
 #include "cpu/thread_pool.h"
 #include "cpu/topk_select.h"
 
@@ -59,90 +63,6 @@ constexpr size_t kBatch = 1024;
 constexpr size_t kFirstPart = 16;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// A point, and the upper end of the interval of its float32 score.
-struct Candidate {
-  float high;
-  uint32_t id;
-};
-
-// float32 scores of 16 points. As in topk.cpp, each product is summed over coordinates in order
-// by fused multiply-adds. Four coordinates of four times four points are loaded and transposed
-// within 128-bit lanes. Rows are scattered in memory, so the rows `next` are prefetched at the same
-// pace: each time a cache line of four of the 16 rows.
-EBMVK_AVX512 void Score16(const float* query, const float* const (&row)[16], const float* const (&next)[16], size_t d,
-                          float* out) {
-  __m512 sum = _mm512_setzero_ps();
-  size_t i = 0;
-  for (; i + 4 <= d; i += 4) {
-#pragma GCC unroll 4
-    for (size_t r = 0; r < 4; ++r) __builtin_prefetch(next[i % 16 + r] + i / 16 * 16);
-    __m512 a[4];
-#pragma GCC unroll 4
-    for (size_t r = 0; r < 4; ++r) {
-      a[r] = _mm512_castps128_ps512(_mm_loadu_ps(row[r] + i));
-      a[r] = _mm512_mask_broadcast_f32x4(a[r], 0x00f0, _mm_loadu_ps(row[4 + r] + i));
-      a[r] = _mm512_mask_broadcast_f32x4(a[r], 0x0f00, _mm_loadu_ps(row[8 + r] + i));
-      a[r] = _mm512_mask_broadcast_f32x4(a[r], 0xf000, _mm_loadu_ps(row[12 + r] + i));
-    }
-    const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(a[0], a[1]));
-    const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(a[2], a[3]));
-    const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(a[0], a[1]));
-    const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(a[2], a[3]));
-    const __m512 v[4] = {
-        _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23)), _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23)),
-        _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23)), _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23))};
-#pragma GCC unroll 4
-    for (size_t j = 0; j < 4; ++j) sum = _mm512_fmadd_ps(_mm512_set1_ps(query[i + j]), v[j], sum);
-  }
-  _mm512_storeu_ps(out, sum);
-  for (; i < d; ++i) {
-    for (size_t h = 0; h < 16; ++h) out[h] = __builtin_fmaf(query[i], row[h][i], out[h]);
-  }
-}
-
-// Appends the float32 scores of candidates to `hits`.
-EBMVK_AVX512 void Rescore(const TopKProblem& p, size_t query, const Candidate* first, size_t count,
-                          std::vector<Hit>& hits) {
-  const auto rows = [&](size_t from, const float*(&row)[16]) {
-    for (size_t h = 0; h < 16; ++h) {
-      row[h] = p.points + static_cast<size_t>(first[std::min(from + h, count - 1)].id) * p.d;
-    }
-  };
-  const float *row[16], *next[16];
-  for (size_t at = 0; at < count; at += 16) {
-    rows(at, row);
-    rows(at + 16, next);
-    float sum[16];
-    Score16(p.queries + query * p.d, row, next, p.d, sum);
-    for (size_t h = 0; h < std::min<size_t>(16, count - at); ++h) {
-      const uint32_t id = first[at + h].id;
-      const float scale = p.scale ? p.scale[id] : 1.0f, bias = p.bias ? p.bias[id] : 0.0f;
-      hits.push_back({__builtin_fmaf(sum[h], scale, bias), id});
-    }
-  }
-}
-
-// Moves the k points that are likely the best to the front, appends their scores to `hits`, and
-// returns the lowest of these, which is a bar. `count` is at least k.
-float RescoreBest(const TopKProblem& p, size_t query, Candidate* first, size_t count, std::vector<Hit>& hits) {
-  std::nth_element(first, first + (p.k - 1), first + count,
-                   [](const Candidate& a, const Candidate& b) { return a.high > b.high; });
-  Rescore(p, query, first, p.k, hits);
-  float least = hits.front().score;
-  for (const Hit& hit : hits) least = std::min(least, hit.score);
-  return least;
-}
-
-// Copies the candidates that can reach `bar`, without branches; returns the end of the copies. `to`
-// may equal `first`.
-Candidate* Keep(const Candidate* first, const Candidate* last, float bar, Candidate* to) {
-  for (; first != last; ++first) {
-    *to = *first;
-    to += !(first->high < bar);
-  }
-  return to;
-}
 
 // What one thread knows about the rows of a batch: the groups' largest lower ends, and the
 // candidates.
@@ -186,6 +106,14 @@ class Findings {
     }
     count_[row] += count;
   }
+  // The same for the points of a panel.
+  void PushEach(size_t row, const float* high, unsigned in, size_t first) {
+    for (; in != 0; in &= in - 1) {
+      const size_t c = static_cast<size_t>(__builtin_ctz(in));
+      *end(row) = {high[c], static_cast<uint32_t>(first + c)};
+      ++count_[row];
+    }
+  }
   // Call this after the pushes of a panel.
   void CutIfFull(size_t row) {
     if (count_[row] + kPanel > capacity_) Cut(row);
@@ -209,13 +137,7 @@ class Findings {
   std::vector<Hit> hits_;
 };
 
-// For the points of a panel, the coefficients that turn an integer product into a score with its
-// bound:
-//     score = product * q.step * slope + bias,
-//     within q.norm * of_norm + q.residual * of_residual + constant.
-struct Affine {
-  alignas(64) float slope[kPanel], bias[kPanel], of_norm[kPanel], of_residual[kPanel], constant[kPanel];
-
+struct Affine : Coefficients {
   Affine(const TopKProblem& p, const CoarsePoints& points, size_t first, size_t count) {
     // A sum of d products in order is off by at most d roundings of |q| |p|; the affine map adds a
     // few more.
@@ -286,28 +208,42 @@ EBMVK_AVX512 void ScorePanel(const Batch& b, Product multiply, size_t panel, siz
   }
 }
 
+// The same without AVX-512.
+void ScorePanelAvx2(const Batch& b, size_t panel, size_t round, bool keep, Findings& found) {
+  const size_t first = panel * kPanel, count = std::min(kPanel, b.points.n() - first);
+  const Affine affine(b.problem, b.points, first, count);
+  const unsigned there = count == kPanel ? ~0u : (1u << count) - 1;
+  const CoarseQueries& q = b.queries;
+  alignas(64) int32_t product[kStrip * kPanel];
+  alignas(64) float high[kPanel];
+  for (size_t strip = 0; strip < b.rows; strip += kStrip) {
+    const size_t tall = std::min(kStrip, b.rows - strip);
+    Avx2Product(q.avx2, strip, tall, q.packed.data() + strip * b.points.blocks() * kBlock, b.points.panel(panel),
+                b.points.squares(panel), product);
+    for (size_t at = strip; at < strip + tall; ++at) {
+      if (found.failed(at)) continue;
+      const QueryBound query{q.step[at], q.norm[at], q.residual[at], found.bar(at)};
+      float* largest = found.largest(round) + at * kPanel;
+      const unsigned in = there & BoundRowAvx2(product + (at - strip) * kPanel, affine, query, largest, high);
+      if (in == 0 || !keep) continue;
+      found.PushEach(at, high, in, first);
+      found.CutIfFull(at);
+    }
+  }
+}
+
 // The findings of all threads that did any work.
 using AllFindings = std::vector<std::unique_ptr<Findings> >;
-
-// The number of values that reach `bar`; `count` is a multiple of 16.
-EBMVK_AVX512 size_t CountReaching(const float* values, size_t count, float bar) {
-  size_t reach = 0;
-  for (size_t i = 0; i < count; i += 16) {
-    const __mmask16 in = _mm512_cmp_ps_mask(_mm512_loadu_ps(values + i), _mm512_set1_ps(bar), _CMP_GE_OQ);
-    reach += static_cast<size_t>(__builtin_popcount(in));
-  }
-  return reach;
-}
 
 // A number near the k-th largest value that at least k values reach. Bisection is a tenth of the
 // work of std::nth_element, and a bar within 2^-16 of the range is good enough.
 float NearKth(const float* values, size_t count, size_t k) {
   const auto range = std::minmax_element(values, values + count);
   float below = std::max(*range.first, -kMostMagnitude * kMostMagnitude), above = *range.second;
-  if (CountReaching(values, count, below) < k) return -kInfinity;
+  if (LoopsInUse().count_reaching(values, count, below) < k) return -kInfinity;
   for (int i = 0; i < 16; ++i) {
     const float middle = below + (above - below) / 2;
-    (CountReaching(values, count, middle) >= k ? below : above) = middle;
+    (LoopsInUse().count_reaching(values, count, middle) >= k ? below : above) = middle;
   }
   return below;
 }
@@ -330,36 +266,37 @@ void RaiseBars(const Batch& b, size_t row, const AllFindings& all) {
   }
 }
 
-// The exact top-k of one row from what the threads found; false if the bound doesn't prove one.
-bool Finish(const TopKProblem& p, size_t query, size_t row, const AllFindings& all, float* scores, int64_t* ids) {
-  thread_local std::vector<Candidate> candidates;
-  thread_local std::vector<Hit> hits;
+// Of one row, what the threads found: the k candidates that are likely the best are scored, and of
+// the others those are kept that can still be among the best. False if the bound doesn't prove that
+// the top-k is among these.
+bool Prepare(const TopKProblem& p, size_t query, size_t row, const AllFindings& all, Remaining& found) {
   float bar = -kInfinity;
   size_t count = 0;
-  for (const auto& found : all) {
-    if (!found) continue;
-    bar = std::max(bar, found->bar(row));
-    count += static_cast<size_t>(found->end(row) - found->begin(row));
+  for (const auto& of_thread : all) {
+    if (!of_thread) continue;
+    bar = std::max(bar, of_thread->bar(row));
+    count += static_cast<size_t>(of_thread->end(row) - of_thread->begin(row));
   }
   if (!(bar < kInfinity)) return false;
+  thread_local std::vector<Candidate> candidates;
   candidates.resize(count + 1);
-  Candidate* last = candidates.data();
-  for (const auto& found : all) {
-    if (found) last = Keep(found->begin(row), found->end(row), bar, last);
+  Candidate *first = candidates.data(), *last = first;
+  for (const auto& of_thread : all) {
+    if (of_thread) last = Keep(of_thread->begin(row), of_thread->end(row), bar, last);
   }
-  Candidate* first = candidates.data();
   if (static_cast<size_t>(last - first) < p.k) return false;
-  hits.clear();
-  bar = RescoreBest(p, query, first, static_cast<size_t>(last - first), hits);
+  bar = RescoreBest(p, query, first, static_cast<size_t>(last - first), found.hits);
   first += p.k;
-  last = Keep(first, last, bar, first);
-  Rescore(p, query, first, static_cast<size_t>(last - first), hits);
+  found.rest.assign(first, Keep(first, last, bar, first));
+  return true;
+}
+
+void Finish(const TopKProblem& p, std::vector<Hit>& hits, float* scores, int64_t* ids) {
   std::partial_sort(hits.begin(), hits.begin() + static_cast<std::ptrdiff_t>(p.k), hits.end(), Better);
   for (size_t j = 0; j < p.k; ++j) {
     scores[j] = hits[j].score;
     ids[j] = hits[j].id;
   }
-  return true;
 }
 
 // A stride near the golden ratio of `count` that has no common factor with it, so that its
@@ -383,7 +320,12 @@ void CoarseBatch(const TopKProblem& p, const CoarsePoints& points, size_t first,
       std::unique_ptr<Findings>& found = all[thread];
       if (!found) found = std::make_unique<Findings>(p, first, rows, batch.rounds);
       const size_t turn = from + task;
-      ScorePanel(batch, multiply, turn * stride % panels, turn % batch.rounds, keep, *found);
+      const size_t panel = turn * stride % panels, round = turn % batch.rounds;
+      if (multiply) {
+        ScorePanel(batch, multiply, panel, round, keep, *found);
+      } else {
+        ScorePanelAvx2(batch, panel, round, keep, *found);
+      }
     });
   };
   // Findings that are made later start without bars, which is correct but slower.
@@ -396,10 +338,15 @@ void CoarseBatch(const TopKProblem& p, const CoarsePoints& points, size_t first,
     raise();
   }
   take(0, sample, true);
+  std::vector<Remaining> found(rows);
   pool.Run(rows, [&](size_t row, size_t) {
     const size_t query = first + row;
-    failed[query] =
-        !(queries.norm[row] <= kMostMagnitude && Finish(p, query, row, all, scores + query * p.k, ids + query * p.k));
+    failed[query] = !(queries.norm[row] <= kMostMagnitude && Prepare(p, query, row, all, found[row]));
+  });
+  RescoreRest(p, first, found);
+  pool.Run(rows, [&](size_t row, size_t) {
+    const size_t query = first + row;
+    if (!failed[query]) Finish(p, found[row].hits, scores + query * p.k, ids + query * p.k);
   });
 }
 

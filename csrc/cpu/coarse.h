@@ -7,13 +7,14 @@
 #include <string>
 #include <vector>
 
+#include "cpu/coarse_avx2.h"
 #include "cpu/coarse_product.h"
 #include "cpu/topk.h"
 
 namespace ebmvk {
 
 // The names of the 8-bit products that are compiled in and that this processor supports, best
-// first: "amx" (int8 tiles), "vnni" (AVX-512), and always "none".
+// first: "amx" (int8 tiles), "vnni" (AVX-512), "avx2" (only for that target), and always "none".
 std::vector<std::string> CoarseKernels();
 // The one in use.
 std::string CoarseKernel();
@@ -32,7 +33,10 @@ class CoarsePoints {
 
   size_t n() const { return n_; }
   size_t d() const { return d_; }
-  size_t bytes() const { return packed_.size() + sizeof(float) * (step_.size() + residual_.size() + norm_.size()); }
+  size_t bytes() const {
+    return packed_.size() + sizeof(float) * (step_.size() + residual_.size() + norm_.size()) +
+           sizeof(SpanSquares) * squares_.size();
+  }
   // The number of blocks of coordinates, and the packed codes of panel p (see
   // coarse_product.h).
   size_t blocks() const { return blocks_; }
@@ -42,11 +46,14 @@ class CoarsePoints {
   const float* step() const { return step_.data(); }
   const float* residual() const { return residual_.data(); }
   const float* norm() const { return norm_.data(); }
+  // Of panel p.
+  const SpanSquares& squares(size_t p) const { return squares_[p]; }
 
  private:
   size_t n_, d_, blocks_;
   LineVector<uint8_t> packed_;
   std::vector<float> step_, residual_, norm_;
+  std::vector<SpanSquares> squares_;
 };
 
 // Like TopK, with the same bits. Rows for which the bound leaves too many points are appended to

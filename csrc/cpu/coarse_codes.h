@@ -1,4 +1,4 @@
-// Rows in 8 bits per coordinate, packed for the products of coarse_product.h, with bounds on
+// Rows in at most 8 bits per coordinate, packed for the products of coarse_product.h, with bounds on
 // their errors.
 #pragma once
 
@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/coarse_avx2.h"
 #include "cpu/coarse_product.h"
 
 namespace ebmvk {
@@ -23,6 +24,7 @@ struct CoarseQueries {
   LineVector<int8_t> packed;  // (tiles, blocks, kTile, kBlock)
   LineVector<int32_t> start;  // (tiles * kTile, 16): minus what shifting the points by 128 adds to a product
   std::vector<float> step, residual, norm;  // (rows): value ~ step * code, |q - q'|, |q|
+  Avx2Queries avx2;                         // only for products with AVX2
 };
 
 }  // namespace ebmvk

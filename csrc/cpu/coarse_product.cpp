@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "cpu/coarse.h"
+#include "cpu/coarse_loops.h"
 
 #if EBMVK_COARSE
 #include <cpuid.h>
@@ -31,11 +32,14 @@ struct Kernel {
   const char* name;
   bool (*available)();
   Product product;
+  const CoarseLoops& (*loops)();
 };
 
 bool Always() { return true; }
 
 #if EBMVK_COARSE
+bool HasAvx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
 bool HasVnni() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -129,12 +133,13 @@ __attribute__((target("amx-tile,amx-int8"))) void AmxProduct(const int8_t* queri
 
 constexpr Kernel kKernels[] = {
 #if EBMVK_AMX
-    {"amx", HasAmx, AmxProduct},
+    {"amx", HasAmx, AmxProduct, Avx512Loops},
 #endif
 #if EBMVK_COARSE
-    {"vnni", HasVnni, VnniProduct},
+    {"vnni", HasVnni, VnniProduct, Avx512Loops},
+    {"avx2", HasAvx2, nullptr, Avx2Loops},
 #endif
-    {"none", Always, nullptr},
+    {"none", Always, nullptr, nullptr},
 };
 
 const std::vector<Kernel>& Available() {
@@ -166,6 +171,8 @@ void* AllocateLines(size_t bytes) {
 void FreeLines(void* memory, size_t bytes) { ::operator delete(memory, Alignment(bytes)); }
 
 Product ProductInUse() { return InUse()->product; }
+
+const CoarseLoops& LoopsInUse() { return InUse()->loops(); }
 
 std::vector<std::string> CoarseKernels() {
   std::vector<std::string> names;

@@ -58,7 +58,11 @@ constexpr size_t kStrip = 128;  // queries per call; their products stay in the 
 using Product = void (*)(const int8_t* queries, const uint8_t* panel, const int32_t* start, size_t blocks, size_t rows,
                          int32_t* product);
 
-// The routine in use; null without one.
+// The routine in use; null without one, and for "avx2", which needs more arguments (coarse_avx2.h).
 Product ProductInUse();
+
+// The other loops of the kernel in use, which must not be "none".
+struct CoarseLoops;
+const CoarseLoops& LoopsInUse();
 
 }  // namespace ebmvk

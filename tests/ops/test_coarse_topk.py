@@ -15,15 +15,22 @@ from torch import Tensor
 from ebmvk.engine import select
 
 
-@pytest.fixture(params=["amx", "vnni"])
+@pytest.fixture(params=["amx", "vnni", "avx2"])
 def kernels(cpu_kernels: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     """The extension with one of the 8-bit products in use."""
-    if request.param not in cpu_kernels.coarse_kernels() or not cpu_kernels.use_coarse():
+    kernel, target = cpu_kernels.coarse_kernel(), cpu_kernels.target()
+    if request.param not in cpu_kernels.coarse_kernels():
         pytest.skip(f"this processor has no 8-bit dot products of kind {request.param}")
-    before = cpu_kernels.coarse_kernel()
+    if request.param == "avx2" and "AVX2" in cpu_kernels.targets():
+        cpu_kernels.use_target("AVX2")  # it is used only there
     cpu_kernels.use_coarse_kernel(request.param)
-    yield cpu_kernels
-    cpu_kernels.use_coarse_kernel(before)
+    try:
+        if not cpu_kernels.use_coarse():
+            pytest.skip(f"no instruction set for 8-bit dot products of kind {request.param}")
+        yield cpu_kernels
+    finally:
+        cpu_kernels.use_coarse_kernel(kernel)
+        cpu_kernels.use_target(target)
 
 
 def both(
@@ -69,6 +76,35 @@ def test_random_rows_are_proved(kernels: Any) -> None:
     """Uniform points at d = 640, the hardest without structure: nothing may fall back."""
     g = torch.Generator().manual_seed(0)
     assert both(kernels, unit(24, 640, generator=g), unit(4096, 640, generator=g), 64) == 0
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 31, 64, 100, 1000])
+@pytest.mark.parametrize("signs", [1, 2, 3])
+def test_codes_of_full_size_match_float32(kernels: Any, d: int, signs: int) -> None:
+    """All coordinates have the largest codes, of few patterns of signs: the sums of products are as
+    large as they can be, so that sums in 16 bits would wrap if their length weren't checked.
+
+    Half of the rows have one huge coordinate instead, or random ones.
+    """
+    g = torch.Generator().manual_seed(d + signs)
+    pattern = torch.randint(0, 2, (signs, d), generator=g) * 2.0 - 1.0
+    points = pattern[torch.randint(signs, (900,), generator=g)] * torch.rand(900, 1, generator=g)
+    queries = pattern[torch.randint(signs, (40,), generator=g)] * torch.rand(40, 1, generator=g)
+    points[::4] = torch.randn(225, d, generator=g)
+    points[1::4, d // 2] *= 1e3
+    queries[::4] = torch.randn(10, d, generator=g)
+    queries[1::4, d // 3] *= 1e3
+    queries[2] *= -1
+    both(kernels, queries, points, 11)
+
+
+def test_many_rows_with_the_same_candidates_match_float32(kernels: Any) -> None:
+    """From 256 rows on, candidates are scored by point instead of by row."""
+    g = torch.Generator().manual_seed(13)
+    points = unit(5003, 131, generator=g)
+    scale, bias = 0.5 + torch.rand(5003, generator=g), torch.randn(5003, generator=g) / 50
+    for b in (255, 256, 300):
+        assert both(kernels, unit(b, 131, generator=g), points, 30, scale, bias) < b // 2
 
 
 def test_points_within_the_bound_fall_back(kernels: Any) -> None:
@@ -195,7 +231,7 @@ def test_many_queries_use_a_coarse_copy_that_an_update_drops(kernels: Any) -> No
 
 
 def test_other_instruction_sets_dont_use_coarse_copies(kernels: Any) -> None:
-    """Rescoring has the bits of AVX-512 sums, so it must not be mixed with other sums."""
+    """Rescoring has the bits of fused sums, so it must not be mixed with other sums."""
     before = kernels.target()
     try:
         kernels.use_target("plain")
