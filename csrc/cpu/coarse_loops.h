@@ -37,8 +37,8 @@ struct CoarseLoops {
   // topk.cpp, then fused sum * scale + bias. Prefetches the rows `next` at the same pace.
   void (*score16)(const float* query, const float* const (&row)[16], const float* const (&next)[16], size_t d,
                   const float (&scale)[16], const float (&bias)[16], float* out);
-  // The same for 16 pairs of a query and a point; null if there is no such loop. Prefetches the
-  // queries `next`.
+  // The same for 16 pairs of a query and a point; null where nobody wrote such a loop.
+  // Prefetches the queries `next`.
   void (*score_pairs16)(const float* const (&query)[16], const float* const (&row)[16], const float* const (&next)[16],
                         size_t d, const float (&scale)[16], const float (&bias)[16], float* out);
   // The number of values that reach `bar`; `count` is a multiple of 16.

@@ -15,7 +15,7 @@ from ebmvk.errors import ArgumentError
 class Held:
     """Parameters and state of one or several steps, or of a function.
 
-    what, hint: for the message if there are no parameters.
+    what, hint: for the message if parameters are missing.
     """
 
     def __init__(self, what: str = "step", hint: str = "Call start(parameters, state) first.") -> None:
@@ -60,7 +60,7 @@ class Held:
         """Parameters, whose values may be older than the device's, and a program that holds their
         current values.
 
-        hint: for the message. Raises ArgumentError if there are no parameters or no program.
+        hint: for the message. Raises ArgumentError if parameters or the program are missing.
         """
         if self._trees is None or runner is None:
             raise ArgumentError("the step has no program yet, so it can't share its parameters", hint=hint)

@@ -1,8 +1,7 @@
 """float64 in a step's graph, for devices without it: each operation on it is replaced by operations
 on pairs of float32.
 
-Functions such as expm1 have only float32's relative error. Only the sums in their arguments need
-the extra digits.
+Functions such as expm1 have only float32's relative error; only sums in their arguments need more.
 """
 
 from __future__ import annotations

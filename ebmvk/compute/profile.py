@@ -87,8 +87,8 @@ def profile(program: Compiled, fed: Mapping[int, Array], rounds: int = ROUNDS) -
     fed: as for `Compiled.run`.
 
     Raises:
-        DeviceError: the device has no clock, or failed. OutOfMemory: there is no room for a second
-            recording.
+        DeviceError: the device has no clock, or failed. OutOfMemory: the device has no room for
+            a second recording.
     """
     timed = Compiled(
         program.recorder, program.program, names=program.names, fed=program.fed, plan=program.plan,

@@ -136,7 +136,7 @@ class RowKernel:
         return self.end // self.tile.along // UNROLL * UNROLL
 
     def _rest(self) -> list[Slot]:
-        """The elements after the loop's. If there is no loop, they are kept for the next stages."""
+        """The elements after the loop's. Without a loop, they are kept for the next stages."""
         if self.looped:
             return self._straight(self.looped, self.rounds - self.looped)
         if self._kept is None:

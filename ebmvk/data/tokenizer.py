@@ -62,7 +62,7 @@ class Tokenizer:
     Attributes:
         end_token, eos_id: the token that ends a document.
         unk_id: the token for everything that cannot be spelled, and for `<unk>` written in a text;
-            None if there is no such token.
+            None if the tokenizer has none.
         notes: lines for users on what was changed in a tokenizer.json from elsewhere.
         altered: True if the file truncates, pads or the like, which is switched off here.
     """

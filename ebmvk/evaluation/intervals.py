@@ -38,7 +38,7 @@ class Interval:
 
     low, high: None if the text is one short document. method: "documents" if the interval holds for
     texts like these documents; "stretches" if there is only one document and the interval holds
-    for that document only; "none" if there is no interval. documents: the number of documents.
+    for that document only; "none" without an interval. documents: the number of documents.
     """
 
     nats_per_token: float

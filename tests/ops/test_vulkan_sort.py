@@ -104,7 +104,7 @@ def test_the_sort_repeats_bit_for_bit(vulkan: Vulkan) -> None:
 
 
 def unsorted() -> list[str]:
-    """What is wrong with sorts on this process' device, which test_vulkan_profiles.py asks for at
+    """Faults of sorts on this process' device, which test_vulkan_profiles.py asks for at
     every width of subgroups."""
     wrong = []
     for name, options in VARIANTS.items():
