@@ -95,6 +95,9 @@ _FOLD: dict[str, Callable[..., float | int | bool]] = {
 }
 
 
+_NAN_BITS = 0x7FC00000
+
+
 def _simplified(name: str, args: Sequence[Expr], dtype: DType) -> Expr | None:
     if all(isinstance(part, Const) for part in args):
         folded = _folded(name, [cast("Const", part).value for part in args], dtype)
@@ -149,7 +152,9 @@ def _times_zero(x: Expr, zero: Expr) -> Expr:
     signed = op("copysign", const(0.0, "float32"), x)
     if math.copysign(1.0, cast("Const", zero).value) < 0:
         signed = op("neg", signed)
-    return where(op("isfinite", x), signed, const(math.nan, "float32"))
+    # By its bits, because a constant NaN doesn't equal itself, and programs are compared.
+    nan = op("bitcast", const(_NAN_BITS, "uint32"), dtype="float32")
+    return where(op("isfinite", x), signed, nan)
 
 
 def _simplified_int(name: str, first: Expr, second: Expr) -> Expr | None:
