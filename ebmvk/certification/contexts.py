@@ -72,7 +72,7 @@ def remembering(contexts: Contexts, seed: int) -> Contexts:
     """Some of the contexts, with a made-up memory.
 
     Each law is a mixture: .7 of the context's own law and .3 of a memory of 32 tokens. The
-    candidates are chosen without the memory, because a query doesn't depend on it. So most of the
+    candidates are found with the query alone, which doesn't depend on the memory. So most of the
     memory's tokens aren't candidates.
     """
     g = torch.Generator().manual_seed(seed)

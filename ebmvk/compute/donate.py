@@ -30,12 +30,13 @@ from ebmvk.compute.ir import (
 
 @dataclass(frozen=True)
 class Settled:
-    """A program whose donated results, after `copies`, lie where the next run reads them.
+    """A program with its donated results in place: once `copies` are done, each lies where the next
+    run reads it.
 
     Attributes:
         nodes: run in this order.
-        outputs: dense views with the values of all results after the nodes, by position. For a
-            result that is written in place, this is the argument's view.
+        outputs: a dense view for each result, by position; it holds the result once the nodes
+            have run. For a result that is written in place, this is the argument's view.
         copies: (from, to), dense views, copied after the nodes. No copy reads what another one
             writes.
         in_place: positions of the results that don't need a copy.

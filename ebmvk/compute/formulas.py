@@ -1,4 +1,4 @@
-"""Formulas, in torch, for operations that torch computes by a kernel of its own."""
+"""Operations that torch computes by a single kernel, written in simpler operations of torch."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def run(
 
 
 def start(program: Program, leaves: Sequence[Array], floats: type[np.floating[Any]]) -> Values:
-    """Inputs and constants."""
+    """The values before the first node runs: inputs and constants."""
     if len(leaves) != len(program.leaves):
         raise ArgumentError(
             f"the program takes {len(program.leaves)} arrays, got {len(leaves)}", hint="Pass one array for each leaf."

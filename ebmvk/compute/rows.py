@@ -221,7 +221,7 @@ class RowKernel:
 
     def store(self, targets: Sequence[Target]) -> None:
         """Writes the stores. All values of a point are computed before its first store, because a
-        store may overwrite a loaded element."""
+        store may overwrite an element that is still to be loaded."""
         whole = [target for target in targets if target.whole]
         single = [target for target in targets if not target.whole]
         varying = self._prepare([n for target in whole for n in (target.index, target.value)])

@@ -12,7 +12,7 @@
 | Can this file be trusted? | `verified` |
 | Is another process writing into this folder? | `lock` |
 | How far has a run come? What has it measured? | `progress`, `metrics` |
-| Where is the text of a run, and is this text the same? | `text` |
+| Where is the text of a run, and is it still the text of the training? | `text` |
 | How is a model exported, and an exported one read? | `export`, `hub` |
 | Which figures of an older run are wrong? | `known_faults` |
 """

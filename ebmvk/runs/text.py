@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # torch takes seconds: report an unreadable text first
 
 
 def reading_of(data: DataConfig) -> Reading:
-    """The way to read text that a run's settings ask for."""
+    """How a run's settings say that its text is to be read."""
     return Reading(tuple(data.include), data.raw, data.keep_bom)
 
 

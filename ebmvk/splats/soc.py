@@ -84,7 +84,8 @@ class Consolidation:
     Args:
         steps: number of steps of the whole run.
         steps_per_epoch: to report ages in epochs.
-        seed: maps a step to the seed of its check. torch's own generator isn't used.
+        seed: a function from a step to the random seed of the consolidation check at that step.
+            torch's own generator isn't used.
     """
 
     def __init__(

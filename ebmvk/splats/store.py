@@ -50,15 +50,16 @@ class SplatStore:
         resultant: (M, d) float32.
         count_start, count_token, count: CSR rows of token counts: (M+1,) int64, (nnz,) int64 rising
             within a row, (nnz,) float64. The sum of a row is the splat's mass.
-        background: nu, the mass of the uniform background; its weight is alpha_inf = nu/(N+nu).
+        background: nu, the mass of the uniform background; its weight is alpha_inf = nu/(N+nu),
+            where N is the mass of all splats.
         beta: smoothing mass of the token distributions.
-        kappa_min, kappa_max: bounds of kappa_hat. (The original system's bounds, 1 and 50, are
-            divided by its splat temperature first.)
+        kappa_min, kappa_max: bounds of kappa_hat. (The original system has the bounds 1 and
+            50; divide them by its splat temperature to compare.)
         vocab_size: V.
-        frequency: (M,) float64 >= 0, the posterior mass with which each splat has been recalled in
-            training; it never fades.
+        frequency: (M,) float64 >= 0, how often each splat was recalled in training: the sum of its
+            posterior probabilities. It never fades.
         birth, last_use: (M,) int64, the training steps of a splat's birth and of its last recall.
-            These two and `frequency` are 0 in a store that was built from a text at once.
+            These two and `frequency` are 0 in a store that was built from a whole text, and not during training.
     """
 
     mass: Tensor
