@@ -116,11 +116,11 @@ class LatentLaw:
     def sample_component(
         self, choice: Tensor, kappa: Tensor, embeddings: Tensor, *, seed: int, first_chain: int = 0
     ) -> Tensor:
-        """Draw a point x for each context, (B, d), from vMF(mu_v, kappa), where token v is the context's
-        candidate number `choice`.
+        """Draw a point x for each context, (B, d), from vMF(mu_v, kappa), where token v is the
+        context's candidate number `choice`.
 
-        choice: (B,) int64, K for the rest (all other tokens), which is uniform; kappa: (B,); embeddings: (V, d) unit
-        rows.
+        choice: (B,) int64, K for the rest (all other tokens), which is uniform; kappa: (B,);
+        embeddings: (V, d) unit rows.
         """
         rest = choice == self.ids.shape[1]
         level = torch.where(rest, 0.0, kappa)

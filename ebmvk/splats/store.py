@@ -59,7 +59,8 @@ class SplatStore:
         frequency: (M,) float64 >= 0, how often each splat was recalled in training: the sum of its
             posterior probabilities. It never fades.
         birth, last_use: (M,) int64, the training steps of a splat's birth and of its last recall.
-            These two and `frequency` are 0 in a store that was built from a whole text, and not during training.
+            These two and `frequency` are 0 in a store that was built from a whole text, and not
+            during training.
     """
 
     mass: Tensor
