@@ -164,8 +164,8 @@ def test_the_hot_loops_of_large_products_multiply(report: dict[str, Any]) -> Non
 
 
 def test_chains_on_rdna2_keep_candidates_in_registers(report: dict[str, Any]) -> None:
-    """In both storages, with at least four waves per SIMD. Mesa 25.0 takes 160 registers for GHMC in
-    float16; all else fits into 128."""
+    """In both storages, with at least four waves per SIMD. Mesa 25.0 takes 160 registers for GHMC
+    in float16; all else fits into 128."""
     if report["family"] != "navi23":
         pytest.skip("Vega streams candidates in float32")
     chosen = [k for k in report["kernels"] if k["name"] in INTEGRATORS and k["chosen"]]
